@@ -1,0 +1,33 @@
+"""Scalar draws of one sample's degradation, all from that sample's own CPU generator."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def uniform(generator: torch.Generator, low: float, high: float) -> float:
+    """Draw a real number in [low, high)."""
+    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
+def integer(generator: torch.Generator, low: int, high: int) -> int:
+    """Draw an integer in [low, high], both ends included."""
+    return int(torch.randint(low, high + 1, (), generator=generator).item())
+
+
+def chance(generator: torch.Generator, probability: float) -> bool:
+    """Return True with the given probability; 0 is never and 1 is always."""
+    return uniform(generator, 0.0, 1.0) < probability
+
+
+def choice(generator: torch.Generator, options: Sequence[T]) -> T:
+    """Draw one of the options, all equally likely."""
+    return options[integer(generator, 0, len(options) - 1)]
+
+
+def fork(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """Return a generator on `device` seeded from the sample's CPU generator, for fields of random numbers."""
+    return torch.Generator(device=device).manual_seed(integer(generator, 0, 2**62))

@@ -1,0 +1,160 @@
+"""SR4KDataModule: photographs to seeded HR crops, degraded on the batch's device; exact resume."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.degradations.pipeline import PRESETS, DegradationPipeline
+from datamodules.randomness import generator_for
+from datamodules.sampling import CropDataset, ResumableBatchSampler, ValidationCrops, even_batches
+from datamodules.sources import open_source
+from datamodules.synthetic import HELD_OUT_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS
+
+Degradation = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
+
+
+class SR4KDataModule(pl.LightningDataModule):
+    """Batches {hr, key, lr} (validation: name too) for super-resolution; hr and lr float32 in [0,1].
+
+    train, val: folders of images, or "bundled" (scikit-image's photographs, see `synthetic`).
+    crop, val_crop: sides of the square HR crops in px, multiples of scale.
+    batch_size: samples per step over all ranks. steps: batches of the whole run, which is one Lightning epoch.
+    crops_per_image: crops of each image per pass over the data. procedural_share: share of procedural images, 0-1.
+    degradation: a preset's name, or a callable (hr, generators) -> lr.
+
+    Every draw comes from the sample's key (seed, epoch, index, crop), so batches depend neither on ranks nor on
+    workers nor on interruptions. The trainer needs use_distributed_sampler=False. The checkpoint keeps the position;
+    resuming with other data, seed or batch_size raises ValueError. Settings out of range raise ValueError.
+    """
+
+    def __init__(
+        self,
+        train: str = "bundled",
+        val: str = "bundled",
+        scale: int = 4,
+        crop: int = 256,
+        batch_size: int = 8,
+        steps: int = 1000,
+        workers: int = 0,
+        seed: int = 0,
+        crops_per_image: int = 16,
+        procedural_share: float = 0.25,
+        val_crop: int = 256,
+        val_count: int = 6,
+        val_batch_size: int = 1,
+        degradation: str | Degradation = "omgsr",
+    ) -> None:
+        super().__init__()
+        _check_crops(scale, crop, val_crop)
+        _check_counts(steps=steps, batch_size=batch_size, crops_per_image=crops_per_image, val_count=val_count)
+        if not 0.0 <= procedural_share <= 1.0:
+            raise ValueError(f"data.procedural_share={procedural_share}: expected a share between 0 and 1")
+        self.train, self.val = train, val
+        self.scale, self.crop, self.val_crop = scale, crop, val_crop
+        self.batch_size, self.val_batch_size, self.val_count = batch_size, val_batch_size, val_count
+        self.steps, self.workers, self.seed = steps, workers, seed
+        self.crops_per_image, self.procedural_share = crops_per_image, procedural_share
+        self.degrade = _named_degradation(degradation, scale) if isinstance(degradation, str) else degradation
+        self.train_set: CropDataset | None = None
+        self.val_set: ValidationCrops | None = None
+        self._start_batch = 0
+        self.degrade_seconds = 0.0  # of the latest batch, on the host's clock; read by the throughput callback
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the folders; errors and warnings as `sources.open_source`."""
+        if stage in (None, "fit") and self.train_set is None:
+            source = open_source(self.train, TRAIN_PHOTOGRAPHS, self.crop, "data.train", "data.crop")
+            self.train_set = CropDataset(source, self.crop, self.seed, self.crops_per_image, self.procedural_share)
+        if self.val_set is None:
+            held_out = open_source(self.val, HELD_OUT_PHOTOGRAPHS, self.val_crop, "data.val", "data.val_crop")
+            self.val_set = ValidationCrops(held_out, self.val_crop, self.seed, self.val_count)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """This rank's batches from the position on, at first 0; its length is that of the whole run."""
+        rank, world_size = self._place()
+        sampler = ResumableBatchSampler(self.steps, self.batch_size, rank, world_size, self._start_batch)
+        return self._loader(self.train_set, sampler)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """This rank's part of the fixed crops: as many batches on every rank, each crop on one of them.
+
+        Where the ranks do not divide val_count they hold unequal numbers of samples: log torchmetrics objects then, as
+        Lightning's own mean of logged numbers (2.6.6, sync_dist) averages the counts as integers and is off.
+        """
+        rank, world_size = self._place()
+        return self._loader(self.val_set, even_batches(self.val_count, self.val_batch_size, rank, world_size))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Add lr, made from hr on the batch's device in fp32, each sample by its own generator."""
+        if not isinstance(batch, dict) or "lr" in batch:
+            return batch
+        started = time.perf_counter()
+        hr = batch["hr"].float()
+        generators = [generator_for(key, "degradation", hr.device) for key in batch["key"].tolist()]
+        with torch.no_grad(), torch.autocast(hr.device.type, enabled=False):
+            lr = self.degrade(hr, generators)
+        self.degrade_seconds = time.perf_counter() - started
+        return {**batch, "hr": hr, "lr": lr}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of global batches done, and what must not change at a resume."""
+        # `processed`, not `ready`: a checkpoint written by an exception within a step must repeat that step
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total if self.trainer else None
+        return {"position": progress.processed if progress else self._start_batch, **self._identity()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue after the saved position; ValueError where data, seed or batch size are not those of the run."""
+        if self.train_set is None:  # only validating: the training data do not matter
+            return
+        for option, now in self._identity().items():
+            if state_dict[option] != now:
+                raise ValueError(
+                    f"cannot resume exactly: data.{option} was {state_dict[option]} in the checkpoint and is {now} "
+                    "now; restore it, or start anew from the weights with INIT="
+                )
+        self._start_batch = state_dict["position"]
+
+    def _identity(self) -> dict[str, Any]:
+        fingerprint = self.train_set.source.fingerprint() if self.train_set else None
+        return {
+            "train fingerprint": fingerprint,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "crops_per_image": self.crops_per_image,
+        }
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _loader(self, dataset: Any, batches: Any) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else the loader draws from the global one, differently after a resume
+        )
+
+
+def _check_crops(scale: int, crop: int, val_crop: int) -> None:
+    for option, side in (("crop", crop), ("val_crop", val_crop)):
+        if side < scale or side % scale:
+            raise ValueError(f"data.{option}={side}: expected a positive multiple of the scale {scale}")
+
+
+def _check_counts(**counts: int) -> None:
+    for option, count in counts.items():
+        if count < 1:
+            raise ValueError(f"data.{option}={count}: expected at least 1")
+
+
+def _named_degradation(name: str, scale: int) -> Degradation:
+    if name not in PRESETS:
+        raise ValueError(f"data.degradation={name!r}: expected one of {', '.join(sorted(PRESETS))}")
+    return DegradationPipeline(PRESETS[name], scale)

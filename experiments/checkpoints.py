@@ -1,0 +1,68 @@
+"""Reading the project's checkpoints: options, trainable tensors or their moving average, on top of a frozen base."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from callbacks.ema import averaged_weights
+from experiments.build import build_system
+from experiments.options import from_yaml
+from experiments.schema import Experiment
+from lightning_modules.super_resolution import SuperResolution, check_base, check_trainable
+
+OPTIONS_KEY = "options_yaml"
+
+
+def read_checkpoint(path: str | Path, variable: str = "CKPT") -> dict[str, Any]:
+    """A checkpoint's contents, on the CPU, nothing of it executed.
+
+    FileNotFoundError or ValueError name the file, what is wrong with it, and the make variable to change.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{variable}={path}: no such file; training writes runs/<name>/checkpoints/last.ckpt")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(f"{variable}={path}: not a readable checkpoint ({type(error).__name__})") from error
+    if not isinstance(checkpoint, dict) or OPTIONS_KEY not in checkpoint:
+        found = ", ".join(map(str, list(checkpoint)[:5])) if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise ValueError(f"{variable}={path}: not a checkpoint of this project; it holds {found}, but no {OPTIONS_KEY}")
+    return checkpoint
+
+
+def options_of(checkpoint: dict[str, Any], path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The options that a checkpoint was trained with, with overrides."""
+    return from_yaml(checkpoint[OPTIONS_KEY], overrides, origin=str(path))
+
+
+def load_weights(system: SuperResolution, checkpoint: dict[str, Any], averaged: bool) -> None:
+    """Put a checkpoint's trainable tensors into a system; `averaged` takes their moving average where one was kept.
+
+    ValueError where the tensors or the frozen base are not the system's.
+    """
+    weights = checkpoint["state_dict"]
+    if averaged:
+        weights = averaged_weights(checkpoint) or weights
+    check_trainable(set(weights), system.trainable_names())
+    check_base(checkpoint, system.base_fingerprint())
+    parameters = dict(system.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            if parameters[name].shape != value.shape:
+                raise ValueError(
+                    f"tensor {name} has shape {tuple(value.shape)} in the checkpoint and {tuple(parameters[name].shape)} "
+                    "in the model; give a checkpoint of the same experiment"
+                )
+            parameters[name].copy_(value)
+
+
+def load_system(path: str | Path, overrides: Sequence[str] = ()) -> tuple[SuperResolution, Experiment]:
+    """The trained system of a checkpoint with its averaged weights, ready for inference, and its options."""
+    checkpoint = read_checkpoint(path)
+    options = options_of(checkpoint, path, overrides)
+    system = build_system(options)
+    load_weights(system, checkpoint, averaged=True)
+    return system.eval().requires_grad_(False), options

@@ -1,0 +1,41 @@
+"""What the commands share: exit codes, one-sentence errors, and a quiet console."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from losses.weighted_sum import NonFiniteLossError
+
+EXIT_PARTIAL = 1
+"""Some files of a batch failed; the others are done."""
+EXIT_INPUT = 2
+"""Nothing could be done with what was given."""
+
+USER_ERRORS = (ValueError, FileNotFoundError, IsADirectoryError, PermissionError, NonFiniteLossError)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """End the process with one sentence and EXIT_INPUT for errors in what the user gave; SR_TRACEBACK=1 shows all."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        if os.environ.get("SR_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_INPUT) from None
+
+
+def quiet() -> None:
+    """Silence what libraries say about themselves; their errors and our own messages stay."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # weights are local paths: no library asks a hub
+    for name in ("lightning.pytorch", "lightning.fabric", "diffusers", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Flux keeps its norms' weights in fp32 under autocast; torch then uses its unfused kernel and says so once a process.
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # ours is, by its batch sampler
+    warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,0 +1,159 @@
+"""From a YAML file and overrides to typed, checked, read-only options.
+
+`base:` files and the file itself are merged over the dataclasses of `schema.py`, then the overrides `key=value`; interpolations
+`${a.b}` are resolved, values checked. Whatever is wrong ends in `OptionError`, whose message names key, value and expectation.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+from yaml import YAMLError
+
+from experiments.checks import OptionError, check
+from experiments.schema import SYSTEMS, Experiment
+
+FOLDER = Path(__file__).parent
+
+
+def load_options(experiment: str | Path, overrides: Sequence[str] = (), tiny: bool = False) -> Experiment:
+    """Options of `experiment`: a name such as "op4ksr/mini" below experiments/, or a path to a YAML file.
+
+    `tiny` also applies the file's own list `tiny:` of overrides, which shrink the experiment to a few seconds.
+    Raises OptionError for everything a user can get wrong.
+    """
+    path = find_experiment(experiment)
+    merged, shrink = _with_bases(path, ())
+    given = list(shrink if tiny else ()) + list(overrides)
+    merged = OmegaConf.merge(merged, *[_override(item) for item in given])
+    merged.setdefault("name", _default_name(path))
+    return typed_options(merged, str(path))
+
+
+def typed_options(raw: DictConfig, origin: str) -> Experiment:
+    """Merge untyped options over their schema and check them; `origin` names the source in messages."""
+    system = raw.get("system")
+    if system not in SYSTEMS:
+        raise OptionError(f"option system={system!r} in {origin}: expected one of {', '.join(SYSTEMS)}")
+    schema = OmegaConf.structured(SYSTEMS[system])
+    try:
+        options = OmegaConf.to_object(OmegaConf.merge(schema, raw))
+    except OmegaConfBaseException as error:
+        raise OptionError(_explain(error, raw, schema, origin)) from error
+    if not isinstance(options, Experiment):
+        raise OptionError(f"{origin}: expected a mapping of options, found {type(options).__name__}")
+    check(options)
+    return options
+
+
+def find_experiment(experiment: str | Path) -> Path:
+    """Path of an experiment's YAML; OptionError lists what exists and names EXP= otherwise."""
+    candidates = [Path(experiment), FOLDER / f"{experiment}.yaml", FOLDER / str(experiment)]
+    for path in candidates:
+        if path.suffix == ".yaml" and path.is_file():
+            return path
+    raise OptionError(f"EXP={experiment}: no such experiment; found {', '.join(shipped_experiments())}, or give a .yaml file")
+
+
+def shipped_experiments() -> list[str]:
+    """Names of the experiments in this folder, as `EXP=` takes them."""
+    return sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.glob("*/*.yaml"))
+
+
+def to_yaml(options: Experiment) -> str:
+    """The resolved options as YAML, as saved in the run folder and in the checkpoint."""
+    return OmegaConf.to_yaml(OmegaConf.structured(options))
+
+
+def from_yaml(text: str, overrides: Sequence[str] = (), origin: str = "the checkpoint") -> Experiment:
+    """Options saved by `to_yaml`, with overrides, checked again."""
+    raw = OmegaConf.create(text)
+    merged = OmegaConf.merge(raw, *[_override(item) for item in overrides])
+    if not isinstance(merged, DictConfig):
+        raise OptionError(f"{origin}: expected a mapping of options")
+    return typed_options(merged, origin)
+
+
+def _with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[DictConfig, Sequence[str]]:
+    if path.resolve() in seen:
+        raise OptionError(f"{path}: base files name each other in a circle")
+    try:
+        raw = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise OptionError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, DictConfig):
+        raise OptionError(f"{path}: expected a mapping of options")
+    base, tiny = raw.pop("base", None), raw.pop("tiny", None)
+    if base is None:
+        return raw, tiny or ()
+    parent, parent_tiny = _with_bases(_find_base(path, base), (*seen, path.resolve()))
+    merged = OmegaConf.merge(parent, raw)
+    if not isinstance(merged, DictConfig):
+        raise OptionError(f"{path}: expected a mapping of options")
+    return merged, tiny if tiny is not None else parent_tiny
+
+
+def _find_base(path: Path, base: str) -> Path:
+    for candidate in (path.parent / base, FOLDER / base):
+        if candidate.is_file():
+            return candidate
+    raise OptionError(f"{path}: base: {base} not found beside it or below {FOLDER.name}/")
+
+
+def _override(item: str) -> DictConfig:
+    key, equals, _ = item.partition("=")
+    if not equals or not key.strip():
+        raise OptionError(f'SET="{item}": expected key=value, for example SET="data.crop=128 seed=1"')
+    try:
+        return OmegaConf.from_dotlist([item])
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise OptionError(f'SET="{item}": the value is not valid YAML: {" ".join(str(error).split())}') from error
+
+
+def _default_name(path: Path) -> str:
+    try:
+        return str(path.resolve().relative_to(FOLDER.resolve()).with_suffix(""))
+    except ValueError:
+        return path.stem
+
+
+def _explain(error: OmegaConfBaseException, raw: DictConfig, schema: DictConfig, origin: str) -> str:
+    key = error.full_key or ""
+    if isinstance(error, MissingMandatoryValue):
+        return f"option {key} in {origin} has no value, and none is assumed: set it"
+    if isinstance(error, InterpolationKeyError | InterpolationResolutionError):
+        return f"option {key} in {origin}: {str(error).splitlines()[0]}"
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return _explain_unknown(key, schema, origin)
+    found = OmegaConf.select(raw, key)
+    return f"option {key}={found!r} in {origin}: expected {_expected_type(key, schema)}"
+
+
+def _explain_unknown(key: str, schema: DictConfig, origin: str) -> str:
+    parent, _, leaf = key.rpartition(".")
+    node: Any = OmegaConf.select(schema, parent) if parent else schema
+    known = [str(name) for name in node] if isinstance(node, DictConfig) else []
+    close = difflib.get_close_matches(leaf, known, n=1)
+    place = f"below {parent}" if parent else "at the top"
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"unknown option {key} in {origin}: {hint}known {place}: {', '.join(known)}"
+
+
+def _expected_type(key: str, schema: DictConfig) -> str:
+    node: Any = OmegaConf.get_type(schema)
+    for part in key.split("["):
+        for name in part.rstrip("]").split("."):
+            types = {item.name: item.type for item in fields(node)} if is_dataclass(node) else {}
+            node = types.get(name, node)
+    return node if isinstance(node, str) else getattr(node, "__name__", str(node)) if not hasattr(node, "__args__") else str(node)

@@ -1,0 +1,164 @@
+"""Train one experiment: `python -m experiments.train op4ksr/mini trainer.steps=100` (make train EXP= SET= RESUME= INIT=)."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import OmegaConf
+
+from callbacks.ema import Ema
+from callbacks.hparams import LogHyperparameters
+from callbacks.image_panel import ImagePanel
+from callbacks.spectrum import Spectrum
+from callbacks.throughput import Throughput
+from experiments.build import METRICS, build_data, build_system, pca_patches
+from experiments.checkpoints import OPTIONS_KEY, load_weights, options_of, read_checkpoint
+from experiments.command_line import quiet, user_errors
+from experiments.options import load_options, to_yaml
+from experiments.schema import Autoencoder, Experiment
+from lightning_modules.autoencoder import Autoencoder as AutoencoderModule
+from lightning_modules.networks.flux import distinguishable_pairs
+from lightning_modules.one_step_flux import OneStepFlux as OneStepFluxModule
+from lightning_modules.super_resolution import SuperResolution
+
+
+class SaveOptions(Callback):
+    """Puts the resolved options into every checkpoint."""
+
+    def __init__(self, options_yaml: str) -> None:
+        super().__init__()
+        self.options_yaml = options_yaml
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[OPTIONS_KEY] = self.options_yaml
+
+
+def train(options: Experiment, resume: str = "", init: str = "") -> Path:
+    """Run an experiment and return its folder, which holds options.yaml, checkpoints/ and TensorBoard's event files.
+
+    resume: a checkpoint to continue in every respect (weights, average, optimiser, position in the data). init: a
+    checkpoint that gives the weights only; a new run starts.
+    """
+    quiet()
+    if options.trainer.threads:
+        torch.set_num_threads(options.trainer.threads)
+    data, system = build_data(options), build_system(options)
+    if init:
+        load_weights(system, read_checkpoint(init, "INIT"), averaged=True)
+    elif isinstance(options, Autoencoder) and isinstance(system, AutoencoderModule) and not resume:
+        system.codec.initialise_by_pca(pca_patches(data, options.codec_training.pca_crops))
+    folder = run_folder(options, resume)
+    trainer = build_trainer(options, folder)
+    if trainer.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "options.yaml").write_text(to_yaml(options))
+        print(summary(options, system, folder), flush=True)
+    trainer.fit(system, datamodule=data, ckpt_path=resume or None, weights_only=True if resume else None)
+    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+    if isinstance(system, AutoencoderModule) and trainer.is_global_zero:
+        save_codec(system, trainer, folder)
+    return folder
+
+
+def run_folder(options: Experiment, resume: str = "") -> Path:
+    """The folder of a run: that of the resumed checkpoint, or <runs>/<name>; ValueError where a run is there already."""
+    if resume:
+        return Path(resume).parents[1]
+    folder = Path(options.runs) / options.name
+    if (folder / "options.yaml").exists():
+        raise ValueError(
+            f"{folder} already holds a run: continue it with RESUME={folder}/checkpoints/last.ckpt, "
+            "or give the new one another name with SET=name=..."
+        )
+    return folder
+
+
+def build_trainer(options: Experiment, folder: Path) -> pl.Trainer:
+    trainer = options.trainer
+    return pl.Trainer(
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        strategy=trainer.strategy,
+        precision=trainer.precision,  # type: ignore[arg-type]  # checked against PRECISIONS before
+        max_steps=trainer.steps,
+        accumulate_grad_batches=trainer.accumulate,
+        gradient_clip_val=trainer.clip,
+        val_check_interval=min(trainer.validate_every, trainer.steps) * trainer.accumulate,
+        check_val_every_n_epoch=1,
+        num_sanity_val_steps=0,
+        log_every_n_steps=trainer.log_every,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        logger=TensorBoardLogger(folder.parent, name=folder.name, version="", default_hp_metric=False),
+        callbacks=build_callbacks(options, folder),
+    )
+
+
+def build_callbacks(options: Experiment, folder: Path) -> list[Callback]:
+    every, panel = options.trainer.checkpoint_every, options.trainer.panel_images
+    callbacks: list[Callback] = [
+        TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else options.trainer.log_every),
+        Throughput(),
+        LogHyperparameters(OmegaConf.to_container(OmegaConf.structured(options)), [f"val/{m}" for m in METRICS]),
+        SaveOptions(to_yaml(options)),
+        ModelCheckpoint(folder / "checkpoints", "last", every_n_train_steps=every, enable_version_counter=False),
+    ]
+    if options.ema.decay:
+        callbacks.insert(0, Ema(options.ema.decay))
+    if panel:
+        callbacks += [ImagePanel(max_images=panel), Spectrum(max_images=panel)]
+    return callbacks
+
+
+def save_codec(system: AutoencoderModule, trainer: pl.Trainer, folder: Path) -> None:
+    """Write the averaged codec to <run>/codec, the folder that `codec.path` of a student takes."""
+    checkpoint = read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    load_weights(system, checkpoint, averaged=True)
+    system.codec.save_pretrained(folder / "codec")
+
+
+def summary(options: Experiment, system: SuperResolution, folder: Path) -> str:
+    """The facts that explain speed and memory later, one line each."""
+    count = {True: 0, False: 0}
+    for module in (system, *system.frozen_modules()):
+        for parameter in module.parameters() if module is system else ():
+            count[parameter.requires_grad] += parameter.numel()
+    lines = [
+        f"run         {folder}",
+        f"parameters  {count[True] / 1e6:.2f} M trained, {count[False] / 1e6:.2f} M frozen",
+        f"batches     {options.data.batch_size} crops of {options.data.crop} px, {options.trainer.steps} steps",
+        f"losses      {', '.join(f'{name} x {weight:g}' for name, weight in system.losses.weights.items())}",
+    ]
+    if isinstance(system, OneStepFluxModule):
+        pairs, of = distinguishable_pairs(system.transformer)
+        lines.append(f"rope        theta {system.transformer.pos_embed.theta:g}: {pairs}/{of} pairs >= 5 degrees")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train one experiment.")
+    parser.add_argument("experiment", nargs="?", default="", help="name below experiments/ or a YAML file (EXP=)")
+    parser.add_argument("overrides", nargs="*", default=[], help="key=value ... (SET=)")
+    parser.add_argument("--resume", default="", help="checkpoint to continue in every respect (RESUME=)")
+    parser.add_argument("--init", default="", help="checkpoint that gives the weights only (INIT=)")
+    parser.add_argument("--tiny", action="store_true", help="apply the experiment's own tiny overrides (TINY=1)")
+    arguments = parser.parse_intermixed_args()
+    with user_errors():
+        if arguments.resume:
+            overrides = [item for item in [arguments.experiment, *arguments.overrides] if "=" in item]
+            options = options_of(read_checkpoint(arguments.resume, "RESUME"), arguments.resume, overrides)
+        else:
+            options = load_options(arguments.experiment, arguments.overrides, arguments.tiny)
+        train(options, arguments.resume, arguments.init)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""What every system shares: the weighted loss, validation metrics, the schedule, and checkpoints without frozen tensors."""
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric, MetricCollection
+
+from losses.weighted_sum import WeightedSum
+
+BASE_FINGERPRINT = "base_fingerprint"
+
+
+@dataclass(frozen=True)
+class AdamWSchedule:
+    """AdamW with linear warm-up, a constant stretch, and a linear fall over the last `decay_share` of `steps`."""
+
+    learning_rate: float
+    betas: tuple[float, float]
+    weight_decay: float
+    warmup_steps: int
+    decay_share: float
+    final_factor: float
+    steps: int
+
+    def factor(self, step: int) -> float:
+        """Learning rate at a step as a factor of its peak.
+
+        >>> s = AdamWSchedule(1e-3, (0.9, 0.99), 0.0, warmup_steps=10, decay_share=0.5, final_factor=0.0, steps=100)
+        >>> s.factor(0), s.factor(50), s.factor(75), s.factor(100)
+        (0.1, 1.0, 0.5, 0.0)
+        """
+        warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        falling = self.steps * self.decay_share
+        left = min(1.0, max(self.steps - step, 0) / falling) if falling else 1.0
+        return warm * (self.final_factor + (1 - self.final_factor) * left)
+
+
+class SuperResolution(pl.LightningModule):
+    """Base of the systems: a subclass implements `forward_batch`, `panel` and, where it upscales, `upscale`.
+
+    losses: the weighted sum that trains. metrics: validation metrics by name, each `update(sr, hr)` on images clamped to
+    [0,1]. schedule: optimiser and learning rate. Only parameters with requires_grad are optimised and saved; the rest is
+    the base, of which a checkpoint keeps a fingerprint.
+    """
+
+    scale: int
+
+    def __init__(self, losses: WeightedSum, metrics: Mapping[str, Metric], schedule: AdamWSchedule) -> None:
+        super().__init__()
+        self.losses = losses
+        self.metrics = MetricCollection(dict(metrics), compute_groups=False)
+        self.schedule = schedule
+        self.strict_loading = False  # frozen tensors are absent by design; `on_load_checkpoint` checks the rest
+
+    @abstractmethod
+    def forward_batch(self, batch: dict[str, Any]) -> Tensor:
+        """The batch's output image (B,3,H,W) in [0,1], unclamped, in the autocast precision."""
+
+    @abstractmethod
+    def panel(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Named images (B,3,H,W) of equal size in the order in which they are shown."""
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        sr = self.forward_batch(batch).float()
+        with torch.autocast(sr.device.type, enabled=False):
+            total, terms = self.losses(sr, batch["hr"], step=self.global_step)
+        size = len(batch["hr"])
+        self.log("train/loss", total, prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=size)
+        return total
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        sr = self.forward_batch(batch).float().clamp(0, 1)
+        with torch.autocast(sr.device.type, enabled=False):
+            self.metrics.update(sr, batch["hr"])
+        tags = {f"val/{name}": metric for name, metric in self.metrics.items(keep_base=True, copy_state=False)}
+        self.log_dict(tags, batch_size=len(sr))
+
+    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+        """Groups of the trainable parameters with their learning rate as a factor of the peak."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "factor": 1.0}]
+
+    def configure_optimizers(self) -> Any:
+        schedule = self.schedule
+        groups = [{"params": g["params"], "lr": schedule.learning_rate * g["factor"]} for g in self.parameter_groups()]
+        optimizer = torch.optim.AdamW(
+            groups, lr=schedule.learning_rate, betas=schedule.betas, weight_decay=schedule.weight_decay
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def trainable_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trainable = self.trainable_names()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
+        checkpoint[BASE_FINGERPRINT] = self.base_fingerprint()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_trainable(set(checkpoint["state_dict"]), self.trainable_names())
+        check_base(checkpoint, self.base_fingerprint())
+
+    def base_fingerprint(self) -> str:
+        """Hash of the frozen parameters, by which a checkpoint recognises the base it was trained on."""
+        return fingerprint(self.frozen_modules())
+
+    def frozen_modules(self) -> Iterable[nn.Module]:
+        """Modules that hold the frozen base; perceptual networks inside the losses are none of it."""
+        return []
+
+
+def fingerprint(modules: Iterable[nn.Module]) -> str:
+    """Sixteen hexadecimal digits from names, shapes, types and bytes of the frozen parameters of `modules`."""
+    digest = hashlib.blake2b(digest_size=8)
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_trainable(saved: set[str], trainable: set[str]) -> None:
+    """ValueError where a checkpoint's tensors are not exactly the model's trainable ones."""
+    if saved != trainable:
+        missing, extra = sorted(trainable - saved), sorted(saved - trainable)
+        raise ValueError(
+            f"the checkpoint does not fit the model: {len(missing)} trainable tensors are missing {missing[:3]}, "
+            f"{len(extra)} are not of this model {extra[:3]}; give a checkpoint of the same experiment (CKPT=, INIT= or "
+            "RESUME=)"
+        )
+
+
+def check_base(checkpoint: Mapping[str, Any], found: str) -> None:
+    """ValueError where the frozen base is not the one that the checkpoint was trained on."""
+    expected = checkpoint.get(BASE_FINGERPRINT, "")
+    if expected != found:
+        raise ValueError(
+            f"the frozen base (fingerprint {found}) is not the one this checkpoint was trained on ({expected}); "
+            "point codec.path and transformer.path to the weights that were used then"
+        )
+
+
+def resize_up(lr: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bicubic up-sampling of lr (B,3,h,w) to `size` pixels, the input of the students and the plain reference."""
+    return F.interpolate(lr.float(), size=size, mode="bicubic", antialias=False)
+
+
+def pad_to_multiple(image: Tensor, unit: int) -> Tensor:
+    """Pad (B,3,H,W) at the bottom and the right by replication to the next multiple of `unit` pixels per side."""
+    height, width = image.shape[-2:]
+    bottom, right = -height % unit, -width % unit
+    return F.pad(image, (0, right, 0, bottom), mode="replicate") if bottom or right else image

@@ -1,0 +1,193 @@
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from datamodules.sr4k import SR4KDataModule
+
+
+def half_with_noise(hr, generators):
+    noise = torch.stack([torch.randn(3, 1, 1, generator=g, device=g.device) for g in generators])
+    return F.avg_pool2d(hr, 2) + 0.01 * noise
+
+
+def data_module(**changes):
+    settings = {
+        "scale": 2,
+        "crop": 32,
+        "batch_size": 4,
+        "steps": 10,
+        "crops_per_image": 2,
+        "val_crop": 32,
+        "val_count": 3,
+        "degradation": half_with_noise,
+    }
+    return SR4KDataModule(**(settings | changes))
+
+
+class Recorder(pl.LightningModule):
+    """A real, tiny student that keeps what it was fed and its losses."""
+
+    def __init__(self, fail_at=None):
+        super().__init__()
+        self.student = torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.seen, self.validated, self.fail_at = [], [], fail_at
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == self.fail_at:
+            raise RuntimeError("power cut")
+        sr = F.interpolate(self.student(batch["lr"]), scale_factor=2)
+        loss = F.l1_loss(sr, batch["hr"])
+        self.seen.append((batch["key"].tolist(), batch["lr"].clone(), float(loss)))
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.validated += batch["name"]
+        assert batch["lr"].shape[-1] * 2 == batch["hr"].shape[-1]
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def trainer_for(folder, steps, *callbacks):
+    return pl.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=1 if not callbacks else None,
+        logger=False,
+        enable_checkpointing=bool(callbacks),
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def run(folder, data, steps=10, resume=None, fail_at=None, callbacks=()):
+    pl.seed_everything(3, verbose=False)
+    student = Recorder(fail_at)
+    trainer = trainer_for(folder, steps, *callbacks)
+    if fail_at is None:
+        trainer.fit(student, datamodule=data, ckpt_path=resume, weights_only=True)
+    else:
+        with pytest.raises(RuntimeError, match="power cut"):
+            trainer.fit(student, datamodule=data, weights_only=True)
+    return student
+
+
+def assert_same(these, those):
+    assert len(these) == len(those)
+    for (key, lr, loss), (other_key, other_lr, other_loss) in zip(these, those, strict=True):
+        assert key == other_key
+        assert torch.equal(lr, other_lr)
+        assert loss == other_loss
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_resume_equals_the_uninterrupted_run_bit_for_bit(tmp_path, workers):
+    whole = run(tmp_path / "whole", data_module(workers=workers))
+    saver = pl.callbacks.ModelCheckpoint(tmp_path / "part", every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    first = run(tmp_path / "part", data_module(workers=workers), fail_at=8, callbacks=[saver])
+    assert_same(first.seen, whole.seen[:8])
+    rest = run(tmp_path / "rest", data_module(workers=workers), resume=tmp_path / "part" / "step=6.ckpt")
+    assert_same(rest.seen, whole.seen[6:])
+    assert len(whole.seen) == 10
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_checkpoint_of_an_exception_repeats_the_step_it_broke(tmp_path):
+    whole = run(tmp_path / "whole", data_module())
+    saver = pl.callbacks.OnExceptionCheckpoint(tmp_path / "part", "broken")
+    run(tmp_path / "part", data_module(), fail_at=5, callbacks=[saver])
+    rest = run(tmp_path / "rest", data_module(), resume=tmp_path / "part" / "broken.ckpt")
+    assert_same(rest.seen, whole.seen[5:])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_finished_run_can_be_lengthened_twice(tmp_path):
+    whole = run(tmp_path / "whole", data_module(steps=9), steps=9)
+    seen, resume = [], None
+    for steps in (3, 6, 9):
+        saver = pl.callbacks.ModelCheckpoint(tmp_path / str(steps), save_last=True)
+        seen += run(tmp_path, data_module(steps=steps), steps, resume, callbacks=[saver]).seen
+        resume = tmp_path / str(steps) / "last.ckpt"
+    assert_same(seen, whole.seen)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, r"data\.seed was 0 in the checkpoint and is 1 now"),
+        ({"batch_size": 2}, r"data\.batch_size was 4 .* is 2 now"),
+        ({"crops_per_image": 3}, r"data\.crops_per_image was 2"),
+        ({"train": "folder"}, r"data\.train fingerprint was"),
+    ],
+)
+def test_resuming_on_other_data_is_refused_in_one_sentence(tmp_path, changes, message):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    saved = data_module()
+    saved.setup("fit")
+    other = data_module(**{key: str(tmp_path) if value == "folder" else value for key, value in changes.items()})
+    other.setup("fit")
+    with pytest.raises(ValueError, match=message) as caught:
+        other.load_state_dict(saved.state_dict())
+    assert "\n" not in str(caught.value)
+
+
+def test_lr_follows_the_key_not_the_place_in_the_batch():
+    data = data_module()
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    whole = data.on_after_batch_transfer(dict(batch), 0)
+    second = data.on_after_batch_transfer({"hr": batch["hr"][1:2], "key": batch["key"][1:2]}, 0)
+    assert whole["lr"].shape == (4, 3, 16, 16)
+    assert torch.equal(whole["lr"][1:2], second["lr"])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert data.on_after_batch_transfer(dict(batch), 0)["lr"].dtype == torch.float32
+
+
+def test_given_lr_is_kept():
+    batch = {"hr": torch.zeros(1, 3, 4, 4), "lr": torch.ones(1, 3, 2, 2), "key": torch.zeros(1, 4)}
+    assert data_module().on_after_batch_transfer(batch, 0) is batch
+
+
+def test_validation_uses_the_held_out_photographs(tmp_path):
+    student = Recorder()
+    trainer_for(tmp_path, 1).validate(student, datamodule=data_module(val_count=4), verbose=False)
+    assert student.validated == ["chelsea", "coffee", "rocket", "chelsea-2"]
+
+
+def test_loader_leaves_the_global_generator_alone():
+    data = data_module()
+    data.setup("fit")
+    state = torch.get_rng_state()
+    next(iter(data.train_dataloader()))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_default_degradation_gives_the_agreed_batch():
+    data = data_module(scale=4, crop=64, val_crop=64, degradation="omgsr")
+    data.setup("fit")
+    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    again = data.on_after_batch_transfer({"hr": batch["hr"], "key": batch["key"]}, 0)
+    assert batch["lr"].shape == (4, 3, 16, 16)
+    assert torch.equal(batch["lr"], again["lr"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": 33}, r"data\.crop=33: expected a positive multiple of the scale 2"),
+        ({"val_crop": 0}, r"data\.val_crop=0"),
+        ({"batch_size": 0}, r"data\.batch_size=0"),
+        ({"procedural_share": 1.5}, r"data\.procedural_share=1\.5"),
+        ({"degradation": "none"}, r"data\.degradation='none': expected one of .*omgsr"),
+    ],
+)
+def test_settings_out_of_range_name_the_option(changes, message):
+    with pytest.raises(ValueError, match=message):
+        data_module(**changes)

@@ -1,0 +1,118 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from losses.color import rgb_to_y
+from losses.fidelity import L1, L2, PsnrY, SsimY, l1, l2, psnr, ssim
+
+
+def pair(seed: int = 0, size: tuple[int, int] = (40, 33), batch: int = 2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    hr = torch.rand(batch, 3, *size, generator=generator)
+    return (hr + 0.1 * torch.randn(hr.shape, generator=generator)).clamp(0, 1), hr
+
+
+def numpy_y(image: Tensor) -> np.ndarray:
+    """MATLAB's rgb2ycbcr for doubles in [0, 1], first channel."""
+    return (16 + np.tensordot(image.double().numpy(), [65.481, 128.553, 24.966], axes=([-3], [0]))) / 255
+
+
+def read(path: Path) -> Tensor:
+    return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None].float() / 255
+
+
+def test_y_spans_studio_swing() -> None:
+    ends = rgb_to_y(torch.stack([torch.zeros(3, 1, 1), torch.ones(3, 1, 1)]))
+    assert ends.flatten().tolist() == pytest.approx([16 / 255, 235 / 255])
+    green = rgb_to_y(torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1))
+    assert green.item() == pytest.approx((16 + 128.553) / 255)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_l1_and_l2_are_means_in_float32(dtype: torch.dtype) -> None:
+    sr, hr = (image.to(dtype) for image in pair())
+    difference = sr.double().numpy() - hr.double().numpy()
+    assert L1()(sr, hr).item() == pytest.approx(np.abs(difference).mean(), rel=1e-5)
+    assert L2()(sr, hr).item() == pytest.approx((difference**2).mean(), rel=1e-5)
+    assert l1(sr, hr).dtype == l2(sr, hr).dtype == torch.float32
+
+
+@pytest.mark.parametrize("border", [0, 3])
+def test_psnr_equals_numpy(border: int) -> None:
+    sr, hr = pair()
+    difference = (numpy_y(sr) - numpy_y(hr))[:, border : 40 - border, border : 33 - border]
+    expected = -10 * np.log10((difference**2).mean(axis=(1, 2)))
+    assert psnr(sr, hr, crop_border=border).tolist() == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_ssim_equals_scikit_image() -> None:
+    sr, hr = pair()
+    expected = []
+    for one, other in zip(numpy_y(sr), numpy_y(hr), strict=True):
+        options = {"data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+        full = structural_similarity(one, other, full=True, **options)[1]
+        expected.append(full[5:-5, 5:-5].mean())
+    assert ssim(sr, hr).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_rounding_is_that_of_written_images() -> None:
+    hr = torch.full((1, 3, 16, 16), 100 / 255)
+    sr = torch.full((1, 3, 16, 16), 100.4 / 255)
+    assert psnr(sr, hr, round_to_8bit=True).item() == float("inf")
+    assert psnr(sr, hr).item() < 80
+    over = torch.full((1, 3, 16, 16), 1.2)
+    assert psnr(over, torch.ones_like(over), round_to_8bit=True).item() == float("inf")
+
+
+def test_autocast_does_not_change_ssim() -> None:
+    sr, hr = pair()
+    expected = ssim(sr, hr)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ssim(sr, hr), expected)
+
+
+def test_metrics_average_images_not_errors() -> None:
+    sr, hr = pair(batch=3)
+    sr[0] = hr[0] + 0.01
+    psnr_metric, ssim_metric = PsnrY(), SsimY()
+    for part in (slice(0, 1), slice(1, 3)):
+        psnr_metric.update(sr[part], hr[part])
+        ssim_metric.update(sr[part], hr[part])
+    assert psnr_metric.compute().item() == pytest.approx(psnr(sr, hr).mean().item())
+    assert ssim_metric.compute().item() == pytest.approx(ssim(sr, hr).mean().item())
+
+
+@pytest.mark.parametrize(("border", "psnr_y", "ssim_y"), [(2, 36.142, 0.9518), (0, 36.099, 0.9519)])
+def test_published_outputs_give_the_published_figures(shared: Path, border: int, psnr_y: float, ssim_y: float) -> None:
+    """The released RT4KSR x2 on Set5; per image, BasicSR's figures lie beside its outputs."""
+    folder = shared / "rt4ksr_ref"
+    records = json.loads((folder / "metrics_Set5_x2.json").read_text())
+    reference = {record["image"]: record["net"] for record in records if "image" in record}
+    outputs = sorted((folder / "Set5_x2" / "train_form").glob("*.png"))
+    assert len(outputs) == 5
+    metrics = PsnrY(crop_border=border), SsimY(crop_border=border)
+    for path in outputs:
+        sr, hr = read(path), read(shared / "set5" / "HR" / path.name)
+        for metric in metrics:
+            metric.update(sr, hr)
+        expected = reference[path.name]
+        assert psnr(sr, hr, crop_border=border).item() == pytest.approx(expected[f"psnr_y_c{border}"], abs=1e-3)
+        assert ssim(sr, hr, crop_border=border).item() == pytest.approx(expected[f"ssim_y_c{border}"], abs=2e-5)
+    assert metrics[0].compute().item() == pytest.approx(psnr_y, abs=6e-4)
+    assert metrics[1].compute().item() == pytest.approx(ssim_y, abs=6e-5)
+
+
+def test_errors_name_shapes() -> None:
+    sr, hr = pair()
+    with pytest.raises(ValueError, match=r"\(2, 3, 40, 32\)"):
+        l1(sr[..., :-1], hr)
+    with pytest.raises(ValueError, match="crop_border=17"):
+        psnr(sr, hr, crop_border=17)
+    with pytest.raises(ValueError, match="10 x 33 px"):
+        ssim(sr[..., :10, :], hr[..., :10, :])
