@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from datamodules.image_io import list_images, read_image
 from datamodules.randomness import generator_for
 from datamodules.sources import BUNDLED, describe_folder
-from datamodules.synthetic import FLAT_KINDS, HELD_OUT_PHOTOGRAPHS, bundled_path, flat_image
+from datamodules.synthetic import FLAT_CROPS, FLAT_KINDS, HELD_OUT_PHOTOGRAPHS, bundled_path, flat_crop, flat_image
 
 FLAT_SIZE = 512
 
@@ -64,9 +65,10 @@ def open_benchmark(
     most so many px from hr before. Raises FileNotFoundError or ValueError that say what was found.
     """
     if data == BUNDLED:
-        items = [(Path(name).stem, "photo", bundled_path(name)) for name in HELD_OUT_PHOTOGRAPHS]
-        flats = [(kind, "flat", None) for kind in FLAT_KINDS]
-        return _degraded([*items, *flats], scale, degrade, seed, crop)
+        photographs = [_Source(Path(name).stem, "photo", _reader(bundled_path(name))) for name in HELD_OUT_PHOTOGRAPHS]
+        crops = [_Source(name, "flat", partial(flat_crop, name)) for name in FLAT_CROPS]
+        made = [_Source(kind, "flat", partial(_flat, index, kind)) for index, kind in enumerate(FLAT_KINDS)]
+        return _degraded([*photographs, *crops, *made], scale, degrade, seed, crop)
     root = Path(data)
     if not root.is_dir():
         raise FileNotFoundError(
@@ -80,7 +82,7 @@ def open_benchmark(
         raise ValueError(
             f"DATA={data} holds no images: {describe_folder(root)}; expected images, or HR/ and LR/ folders"
         )
-    named = [(path.relative_to(root).with_suffix("").as_posix(), "photo", path) for path in paths]
+    named = [_Source(path.relative_to(root).with_suffix("").as_posix(), "photo", _reader(path)) for path in paths]
     return _degraded(named, scale, degrade, seed, crop)
 
 
@@ -141,27 +143,42 @@ def _load_pair(pair: Pair, scale: int) -> BenchmarkImage:
     return BenchmarkImage(pair.name, "photo", lr, hr[:, :height, :width].contiguous())
 
 
+@dataclass(frozen=True)
+class _Source:
+    name: str
+    group: str
+    read: Callable[[], Tensor]
+
+
+def _reader(path: Path) -> Callable[[], Tensor]:
+    return lambda: read_image(path).rgb
+
+
+def _flat(index: int, kind: str) -> Tensor:
+    # made under a fixed seed: the test set must not move with the run's
+    return flat_image(FLAT_SIZE, generator_for((0, -1, index, 0), kind), kind)
+
+
 def _degraded(
-    items: Sequence[tuple[str, str, Path | None]],
+    items: Sequence[_Source],
     scale: int,
     degrade: Callable[[Tensor, Sequence[torch.Generator]], Tensor],
     seed: int,
     crop: int | None,
 ) -> Benchmark:
     def load(index: int) -> BenchmarkImage:
-        name, group, path = items[index]
+        item = items[index]
         key = (seed, -1, index, 0)
-        # flat images are made under a fixed seed: the test set must not move with the run's
-        full = read_image(path).rgb if path else flat_image(FLAT_SIZE, generator_for((0, -1, index, 0), name), name)
+        full = item.read()
         hr = _centre(full, crop, scale)
         if 0 in hr.shape:
             raise ValueError(
-                f"DATA= image {name} of {full.shape[2]} x {full.shape[1]} px is smaller than the scale {scale}"
+                f"DATA= image {item.name} of {full.shape[2]} x {full.shape[1]} px is smaller than the scale {scale}"
             )
         lr = degrade(hr[None], [generator_for(key, "degradation")])[0]
-        return BenchmarkImage(name, group, lr, hr)
+        return BenchmarkImage(item.name, item.group, lr, hr)
 
-    return Benchmark([name for name, _, _ in items], load, paired=False)
+    return Benchmark([item.name for item in items], load, paired=False)
 
 
 def _centre(hr: Tensor, crop: int | None, scale: int) -> Tensor:

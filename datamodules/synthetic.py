@@ -8,11 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.image_io import read_image
+
 # Held out: the three that look most like what users bring (fur, a still life, a scene with large flat areas); each
 # stands alone, so nothing of them is seen in training. motorcycle_right is the same scene as motorcycle_left from
 # 19 cm aside: leaving it out loses nothing, and both in one set would count one picture twice.
-TRAIN_PHOTOGRAPHS = ("astronaut.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "retina.jpg")
+TRAIN_PHOTOGRAPHS = ("astronaut.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png")
 HELD_OUT_PHOTOGRAPHS = ("chelsea.png", "coffee.png", "rocket.jpg")
+LARGE_PHOTOGRAPH = "retina.jpg"
+"""The only bundled photograph of more than 1024 px per side, held out too: what the demo upscales to 4096 px."""
+FLAT_CROPS = {"rocket-sky": ("rocket.jpg", 0, 336), "retina-plain": ("retina.jpg", 520, 888)}
+"""The flattest 256 px crops of the held-out photographs: name -> (photograph, top, left)."""
+FLAT_CROP_SIDE = 256
 FLAT_KINDS = ("sky", "water", "lawn")
 
 
@@ -27,6 +34,12 @@ def bundled_path(name: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"scikit-image holds no {path}: set data.train and data.val to folders of images")
     return path
+
+
+def flat_crop(name: str) -> Tensor:
+    """One of FLAT_CROPS, (3,256,256) float32 in [0,1]."""
+    photograph, top, left = FLAT_CROPS[name]
+    return read_image(bundled_path(photograph)).rgb[:, top : top + FLAT_CROP_SIDE, left : left + FLAT_CROP_SIDE]
 
 
 def procedural_image(size: int, generator: torch.Generator) -> Tensor:

@@ -23,7 +23,7 @@ from losses.texture import TextureLoss
 from losses.weighted_sum import WeightedSum
 
 METRICS = ("psnr_y", "ssim_y", "perceptual", "periodicity", "comb_32", "comb_16", "comb_8")
-"""Validation metrics, logged as val/<name>; `perceptual` is LPIPS where trained weights are given, see `perceptual_of`."""
+"""Validation metrics, logged as val/<name>; `perceptual` is what `perceptual_of` gives."""
 
 COMB_PITCHES = (32, 16, 8)
 
@@ -113,8 +113,8 @@ def build_losses(losses: LossOptions, perceptual: PerceptualOptions, period: int
     """The terms whose weight is above 0."""
     ap, texture = losses.periodicity, losses.texture
     terms = {
-        "l1": (losses.l1.weight, L1),
-        "l2": (losses.l2.weight, L2),
+        "l1": (losses.l1.weight, lambda: L1()),
+        "l2": (losses.l2.weight, lambda: L2()),
         "lpips": (losses.lpips.weight, lambda: perceptual_of(perceptual)),
         "random_features": (losses.random_features.weight, random_features),
         "texture": (texture.weight, lambda: TextureLoss(texture.levels, texture.window, texture.epsilon)),

@@ -1,11 +1,13 @@
 """Reading the project's checkpoints: options, trainable tensors or their moving average, on top of a frozen base."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins import TorchCheckpointIO
 
 from callbacks.ema import averaged_weights
 from experiments.build import build_system
@@ -14,6 +16,23 @@ from experiments.schema import Experiment
 from lightning_modules.super_resolution import SuperResolution, check_base, check_trainable
 
 OPTIONS_KEY = "options_yaml"
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a killed run leaves the whole old checkpoint or the whole new one.
+
+    Lightning writes to the system's temporary folder and moves: on another file system than the run's that is a copy.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        with open(partial, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
 
 
 def read_checkpoint(path: str | Path, variable: str = "CKPT") -> dict[str, Any]:
@@ -46,16 +65,11 @@ def load_weights(system: SuperResolution, checkpoint: dict[str, Any], averaged: 
     weights = checkpoint["state_dict"]
     if averaged:
         weights = averaged_weights(checkpoint) or weights
-    check_trainable(set(weights), system.trainable_names())
+    check_trainable(weights, system.trainable_parameters())
     check_base(checkpoint, system.base_fingerprint())
     parameters = dict(system.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():
-            if parameters[name].shape != value.shape:
-                raise ValueError(
-                    f"tensor {name} has shape {tuple(value.shape)} in the checkpoint and {tuple(parameters[name].shape)} "
-                    "in the model; give a checkpoint of the same experiment"
-                )
             parameters[name].copy_(value)
 
 

@@ -5,6 +5,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from datamodules.degradations.pipeline import PRESETS
 from experiments.schema import Autoencoder, Experiment, OneStepFlux
 from lightning_modules.networks.flux import TOKEN_CELLS
@@ -33,6 +35,8 @@ def _one_of(*choices: Any) -> Rule:
 
 
 RULES: dict[str, Rule] = {
+    "name": ("a name", bool),
+    "seed": ("a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63),
     "data.train": FOLDER,
     "data.val": FOLDER,
     "data.scale": POSITIVE,
@@ -53,8 +57,15 @@ RULES: dict[str, Rule] = {
     "losses.lpips.weight": NOT_NEGATIVE,
     "losses.random_features.weight": NOT_NEGATIVE,
     "losses.texture.weight": NOT_NEGATIVE,
+    "losses.texture.levels": POSITIVE,
+    "losses.texture.window": POSITIVE,
+    "losses.texture.epsilon": POSITIVE,
     "losses.periodicity.weight": NOT_NEGATIVE,
-    "losses.periodicity.period": NOT_NEGATIVE,
+    "losses.periodicity.period": ("0 or an even number", lambda value: value >= 0 and value % 2 == 0),
+    "losses.periodicity.lags": POSITIVE,
+    "losses.periodicity.quadrants": POSITIVE,
+    "losses.periodicity.highpass": ("an odd number from 3", lambda value: value >= 3 and value % 2 == 1),
+    "losses.periodicity.clip": POSITIVE,
     "optimizer.learning_rate": POSITIVE,
     "optimizer.betas": BETAS,
     "optimizer.weight_decay": NOT_NEGATIVE,
@@ -94,7 +105,7 @@ CODEC_RULES: dict[str, Rule] = {
 
 
 def size_unit(options: Experiment) -> int:
-    """Pixels of which the model's image sides are a multiple: a token's pitch for the student, a cell's for the codec."""
+    """Pixels of which image sides are a multiple: a token's pitch for the student, a cell's for the codec."""
     return PATCH * TOKEN_CELLS if isinstance(options, OneStepFlux) else PATCH
 
 
@@ -128,6 +139,8 @@ def _combinations(options: Experiment) -> Iterator[str]:
     data, trainer = options.data, options.trainer
     if data.batch_size % max(trainer.devices, 1):
         yield f"data.batch_size={data.batch_size}: expected a multiple of trainer.devices={trainer.devices}"
+    if trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        yield "trainer.accelerator=gpu: torch finds no GPU here; expected cpu or auto"
     if options.losses.lpips.weight > 0 and not options.perceptual.backbone:
         yield "losses.lpips.weight is above 0, but perceptual.backbone names no file with trained weights"
     weights = [getattr(options.losses, name).weight for name in vars(options.losses)]

@@ -34,7 +34,7 @@ def quiet() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # weights are local paths: no library asks a hub
     for name in ("lightning.pytorch", "lightning.fabric", "diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Flux keeps its norms' weights in fp32 under autocast; torch then uses its unfused kernel and says so once a process.
+    # Flux's norms keep fp32 weights under autocast: torch takes an unfused kernel and says so in every process.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # ours is, by its batch sampler

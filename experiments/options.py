@@ -5,12 +5,12 @@
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -63,7 +63,9 @@ def find_experiment(experiment: str | Path) -> Path:
     for path in candidates:
         if path.suffix == ".yaml" and path.is_file():
             return path
-    raise OptionError(f"EXP={experiment}: no such experiment; found {', '.join(shipped_experiments())}, or give a .yaml file")
+    raise OptionError(
+        f"EXP={experiment}: no such experiment; found {', '.join(shipped_experiments())}, or give a .yaml file"
+    )
 
 
 def shipped_experiments() -> list[str]:
@@ -92,9 +94,15 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[DictConfig, Sequenc
         raw = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException) as error:
         raise OptionError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise OptionError(f"{path}: expected a mapping of options, found {error}") from error
     if not isinstance(raw, DictConfig):
         raise OptionError(f"{path}: expected a mapping of options")
     base, tiny = raw.pop("base", None), raw.pop("tiny", None)
+    if not isinstance(base, str | None):
+        raise OptionError(f"{path}: base: {base}: expected the path of one YAML file")
+    if not isinstance(tiny, ListConfig | None):
+        raise OptionError(f"{path}: tiny: {tiny}: expected a list of overrides key=value")
     if base is None:
         return raw, tiny or ()
     parent, parent_tiny = _with_bases(_find_base(path, base), (*seen, path.resolve()))
@@ -136,6 +144,8 @@ def _explain(error: OmegaConfBaseException, raw: DictConfig, schema: DictConfig,
         return f"option {key} in {origin}: {str(error).splitlines()[0]}"
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return _explain_unknown(key, schema, origin)
+    for group, value in _values_for_groups(OmegaConf.to_container(raw), OmegaConf.to_container(schema)):
+        return f"option {group}={value!r} in {origin}: expected a group of options, {group}.<name>=..."
     found = OmegaConf.select(raw, key)
     return f"option {key}={found!r} in {origin}: expected {_expected_type(key, schema)}"
 
@@ -156,4 +166,14 @@ def _expected_type(key: str, schema: DictConfig) -> str:
         for name in part.rstrip("]").split("."):
             types = {item.name: item.type for item in fields(node)} if is_dataclass(node) else {}
             node = types.get(name, node)
-    return node if isinstance(node, str) else getattr(node, "__name__", str(node)) if not hasattr(node, "__args__") else str(node)
+    return node.__name__ if isinstance(node, type) and not get_args(node) else str(node)
+
+
+def _values_for_groups(raw: Any, schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys that hold a value where the schema has a group of options, for which OmegaConf names no key."""
+    for key, value in raw.items():
+        if isinstance(schema.get(key), dict):
+            if isinstance(value, dict):
+                yield from _values_for_groups(value, schema[key], f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value

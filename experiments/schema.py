@@ -1,7 +1,7 @@
 """Every option of an experiment: its type, its default, its unit, and one sentence.
 
-The root is one of `OneStepFlux` and `Autoencoder`, chosen by the key `system` of the YAML. See `experiments/options.py` for how a
-YAML file and `SET="a.b=1"` are merged over it, and `experiments/checks.py` for what values are refused.
+The root is one of `OneStepFlux` and `Autoencoder`, chosen by the key `system` of the YAML. `experiments/options.py` merges
+a YAML file and `SET="a.b=1"` over it, `experiments/checks.py` refuses impossible values.
 """
 
 from dataclasses import dataclass, field

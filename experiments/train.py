@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from omegaconf import OmegaConf
 
 from callbacks.ema import Ema
 from callbacks.hparams import LogHyperparameters
@@ -18,7 +18,7 @@ from callbacks.image_panel import ImagePanel
 from callbacks.spectrum import Spectrum
 from callbacks.throughput import Throughput
 from experiments.build import METRICS, build_data, build_system, pca_patches
-from experiments.checkpoints import OPTIONS_KEY, load_weights, options_of, read_checkpoint
+from experiments.checkpoints import OPTIONS_KEY, AtomicCheckpoints, load_weights, options_of, read_checkpoint
 from experiments.command_line import quiet, user_errors
 from experiments.options import load_options, to_yaml
 from experiments.schema import Autoencoder, Experiment
@@ -29,11 +29,18 @@ from lightning_modules.super_resolution import SuperResolution
 
 
 class SaveOptions(Callback):
-    """Puts the resolved options into every checkpoint."""
+    """Puts the resolved options into the run's folder and into every checkpoint."""
 
-    def __init__(self, options_yaml: str) -> None:
+    def __init__(self, options_yaml: str, folder: Path) -> None:
         super().__init__()
         self.options_yaml = options_yaml
+        self.folder = folder
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not earlier: a refused resume leaves the file as it was, and ranks that start late find no finished run.
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "options.yaml").write_text(self.options_yaml)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -58,8 +65,6 @@ def train(options: Experiment, resume: str = "", init: str = "") -> Path:
     folder = run_folder(options, resume)
     trainer = build_trainer(options, folder)
     if trainer.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "options.yaml").write_text(to_yaml(options))
         print(summary(options, system, folder), flush=True)
     trainer.fit(system, datamodule=data, ckpt_path=resume or None, weights_only=True if resume else None)
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
@@ -71,7 +76,7 @@ def train(options: Experiment, resume: str = "", init: str = "") -> Path:
 def run_folder(options: Experiment, resume: str = "") -> Path:
     """The folder of a run: that of the resumed checkpoint, or <runs>/<name>; ValueError where a run is there already."""
     if resume:
-        return Path(resume).parents[1]
+        return Path(resume).resolve().parents[1]
     folder = Path(options.runs) / options.name
     if (folder / "options.yaml").exists():
         raise ValueError(
@@ -99,6 +104,7 @@ def build_trainer(options: Experiment, folder: Path) -> pl.Trainer:
         enable_model_summary=False,
         logger=TensorBoardLogger(folder.parent, name=folder.name, version="", default_hp_metric=False),
         callbacks=build_callbacks(options, folder),
+        plugins=[AtomicCheckpoints()],
     )
 
 
@@ -107,8 +113,8 @@ def build_callbacks(options: Experiment, folder: Path) -> list[Callback]:
     callbacks: list[Callback] = [
         TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else options.trainer.log_every),
         Throughput(),
-        LogHyperparameters(OmegaConf.to_container(OmegaConf.structured(options)), [f"val/{m}" for m in METRICS]),
-        SaveOptions(to_yaml(options)),
+        LogHyperparameters(asdict(options), [f"val/{m}" for m in METRICS]),
+        SaveOptions(to_yaml(options), folder),
         ModelCheckpoint(folder / "checkpoints", "last", every_n_train_steps=every, enable_version_counter=False),
     ]
     if options.ema.decay:

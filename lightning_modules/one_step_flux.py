@@ -24,6 +24,9 @@ class OneStepFlux(SuperResolution):
     pooled_prompt (D,): fixed embeddings. Images are [0,1] outside and [-1,1] inside; any height and width works.
     """
 
+    prompt: Tensor
+    pooled_prompt: Tensor
+
     def __init__(
         self,
         codec: SmallF16Codec,
@@ -36,6 +39,7 @@ class OneStepFlux(SuperResolution):
         metrics: Mapping[str, Metric],
         schedule: AdamWSchedule,
     ) -> None:
+        check_widths(transformer, codec, prompt, pooled_prompt)
         super().__init__(losses, metrics, schedule)
         self.codec = codec.requires_grad_(False)
         self.transformer = transformer
@@ -55,16 +59,19 @@ class OneStepFlux(SuperResolution):
     def restore(self, image: Tensor, strip_rows: int = 0) -> Tensor:
         """Restore an image (B,3,H,W) in [0,1] that already has its final size.
 
-        strip_rows: latent rows per strip of the decoder's last stages; 0 decodes in one piece, which training needs.
+        strip_rows: latent rows per strip of the codec's finest stages; 0 runs them in one piece, which training needs.
         """
         height, width = image.shape[-2:]
-        latent = self.one_step(self.encode(pad_to_multiple(image, TOKEN_PITCH)))
+        latent = self.one_step(self.encode(pad_to_multiple(image, TOKEN_PITCH), strip_rows))
         return self.decode(latent, strip_rows)[..., :height, :width]
 
-    def encode(self, image: Tensor) -> Tensor:
+    def encode(self, image: Tensor, strip_rows: int = 0) -> Tensor:
         """Normalised latent (B,C,H/16,W/16) of an image (B,3,H,W) in [0,1] with sides a multiple of 16."""
         config = self.codec.config
-        latent = self.codec.encode(image * 2 - 1).latent_dist.mode()
+        if strip_rows:
+            latent = self.codec.encode_in_strips(image * 2 - 1, strip_rows)
+        else:
+            latent = self.codec.encode(image * 2 - 1).latent_dist.mode()
         return (latent - config["shift_factor"]) * config["scaling_factor"]
 
     def decode(self, latent: Tensor, strip_rows: int = 0) -> Tensor:
@@ -89,6 +96,7 @@ class OneStepFlux(SuperResolution):
             encoder_hidden_states=self.prompt.expand(batch, -1, -1),
             pooled_projections=self.pooled_prompt.expand(batch, -1),
             timestep=latent.new_full((batch,), self.sigma),
+            guidance=latent.new_ones(batch) if self.transformer.config["guidance_embeds"] else None,
             img_ids=ids,
             txt_ids=ids.new_zeros(self.prompt.shape[0], ids.shape[-1]),
             return_dict=False,
@@ -111,6 +119,23 @@ class OneStepFlux(SuperResolution):
 
     def frozen_modules(self) -> Iterable[nn.Module]:
         return [self.codec, self.transformer]
+
+
+def check_widths(transformer: FluxTransformer2DModel, codec: SmallF16Codec, prompt: Tensor, pooled: Tensor) -> None:
+    """ValueError where the transformer takes other channels than the codec and the prompt have."""
+    config, cells = transformer.config, TOKEN_CELLS**2
+    latent = codec.config["latent_channels"]
+    if config["in_channels"] != latent * cells:
+        raise ValueError(
+            f"the transformer takes tokens of {config['in_channels']} channels, the codec gives {latent} x {cells}: "
+            "transformer.path and codec.path must fit together"
+        )
+    expected, found = (config["joint_attention_dim"], config["pooled_projection_dim"]), (prompt.shape[-1], len(pooled))
+    if expected != found:
+        raise ValueError(
+            f"the transformer takes a prompt of {expected[0]} and a pooled prompt of {expected[1]} channels, found "
+            f"{found[0]} and {found[1]}: change transformer.prompt_width or transformer.path"
+        )
 
 
 def fixed_prompt(tokens: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

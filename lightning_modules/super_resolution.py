@@ -96,16 +96,16 @@ class SuperResolution(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def trainable_names(self) -> set[str]:
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trainable = self.trainable_names()
+        trainable = self.trainable_parameters()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
         checkpoint[BASE_FINGERPRINT] = self.base_fingerprint()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_trainable(set(checkpoint["state_dict"]), self.trainable_names())
+        check_trainable(checkpoint["state_dict"], self.trainable_parameters())
         check_base(checkpoint, self.base_fingerprint())
 
     def base_fingerprint(self) -> str:
@@ -128,15 +128,21 @@ def fingerprint(modules: Iterable[nn.Module]) -> str:
     return digest.hexdigest()
 
 
-def check_trainable(saved: set[str], trainable: set[str]) -> None:
-    """ValueError where a checkpoint's tensors are not exactly the model's trainable ones."""
-    if saved != trainable:
-        missing, extra = sorted(trainable - saved), sorted(saved - trainable)
+def check_trainable(saved: Mapping[str, Tensor], trainable: Mapping[str, Tensor]) -> None:
+    """ValueError where a checkpoint's tensors are not, by name and shape, exactly the model's trainable ones."""
+    if set(saved) != set(trainable):
+        missing, extra = sorted(set(trainable) - set(saved)), sorted(set(saved) - set(trainable))
         raise ValueError(
             f"the checkpoint does not fit the model: {len(missing)} trainable tensors are missing {missing[:3]}, "
             f"{len(extra)} are not of this model {extra[:3]}; give a checkpoint of the same experiment (CKPT=, INIT= or "
             "RESUME=)"
         )
+    for name, value in saved.items():
+        if value.shape != trainable[name].shape:
+            raise ValueError(
+                f"tensor {name} has shape {tuple(value.shape)} in the checkpoint and {tuple(trainable[name].shape)} in "
+                "the model; give a checkpoint of the same experiment (CKPT=, INIT= or RESUME=)"
+            )
 
 
 def check_base(checkpoint: Mapping[str, Any], found: str) -> None:

@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from losses.color import luma
+from losses.filters import box_mean
 from losses.per_image import PerImageLoss
 from losses.precision import full_precision
 
@@ -64,8 +64,7 @@ def _sum_difference(image: Tensor, step: int, dim: int) -> tuple[Tensor, Tensor]
 
 def _log_rms(band: Tensor, window: int, epsilon: float) -> Tensor:
     """Stride 1, so that every pixel counts alike: a coarser stride would write its own grid into the gradient."""
-    energy = F.avg_pool2d(F.avg_pool2d(band.square(), (window, 1), stride=1), (1, window), stride=1)
-    return 0.5 * torch.log(energy + epsilon**2)
+    return 0.5 * torch.log(box_mean(band.square(), window) + epsilon**2)
 
 
 class TextureLoss(PerImageLoss):

@@ -24,23 +24,37 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        _zero(self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+
+
+def _zero(convolution: nn.Conv2d) -> None:
+    for parameter in convolution.parameters():
+        nn.init.zeros_(parameter)
 
 
 def _blocks(channels: int, count: int) -> nn.Sequential:
     return nn.Sequential(*[ResidualBlock(channels) for _ in range(count)])
 
 
+def _fine_halo(blocks: int) -> int:
+    """Latent rows that stages finer than stride 16 reach into: 2 convolutions per block at strides 8 and 4, and 1 more."""
+    reach = 8 * 2 * blocks + 4 * (2 * blocks + 1)
+    return -(-reach // PATCH)
+
+
 class Encoder(nn.Module):
-    """Image (B,3,H,W) to latent mean (B,latent,H/16,W/16): linear patch projection plus a CNN at strides 4, 8 and 16."""
+    """Image (B,3,H,W) to latent mean (B,latent,H/16,W/16): linear patch projection plus a CNN at strides 4, 8 and 16.
+
+    `fine` works from the pixels down to stride 16, `coarse` at stride 16.
+    """
 
     def __init__(self, latent_channels: int, widths: tuple[int, int, int], blocks: int) -> None:
         super().__init__()
         fine, middle, coarse = widths
+        self.fine_halo = _fine_halo(blocks)
         self.linear = nn.Conv2d(3, latent_channels, PATCH, stride=PATCH)
         self.conv_in = nn.Conv2d(48, fine, 3, padding=1)
         self.stride4 = _blocks(fine, blocks)
@@ -49,14 +63,18 @@ class Encoder(nn.Module):
         self.down16 = nn.Conv2d(middle, coarse, 2, stride=2)
         self.stride16 = _blocks(coarse, blocks)
         self.conv_out = nn.Conv2d(coarse, latent_channels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        _zero(self.conv_out)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.coarse(*self.fine(x))
+
+    def fine(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = self.stride4(self.conv_in(F.pixel_unshuffle(x, 4)))
         h = self.stride8(self.down8(h))
-        h = self.stride16(self.down16(h))
-        return self.linear(x) + self.conv_out(F.silu(h))
+        return self.linear(x), self.down16(h)
+
+    def coarse(self, linear: Tensor, h: Tensor) -> Tensor:
+        return linear + self.conv_out(F.silu(self.stride16(h)))
 
 
 class Decoder(nn.Module):
@@ -73,11 +91,8 @@ class Decoder(nn.Module):
         self.up4 = nn.Conv2d(middle, 4 * fine, 1)
         self.stride4 = _blocks(fine, blocks)
         self.conv_out = nn.Conv2d(fine, 48, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
-        # Rows of latent that reach into a neighbour's pixels: 2 convolutions per block at strides 8 and 4, one in conv_out.
-        reach = 8 * 2 * blocks + 4 * (2 * blocks + 1)
-        self.fine_halo = -(-reach // PATCH)
+        _zero(self.conv_out)
+        self.fine_halo = _fine_halo(blocks)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.fine(z, self.coarse(z))
@@ -120,6 +135,22 @@ class SmallF16Codec(ModelMixin, ConfigMixin):
         return DecoderOutput(sample=self.decoder(z))
 
     @torch.no_grad()
+    def encode_in_strips(self, x: Tensor, rows: int) -> Tensor:
+        """Latent mean with the stages finer than stride 16 run on strips of `rows` latent rows, equal to `encode(x)`'s.
+
+        The counterpart of `decode_in_strips`: exact, and the peak memory falls with `rows`.
+        """
+        halo, height = self.encoder.fine_halo, x.shape[-2] // PATCH
+        parts = []
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            first, last = max(0, top - halo), min(height, bottom + halo)
+            strip = self.encoder.fine(x[..., PATCH * first : PATCH * last, :])
+            parts.append([part[..., top - first : bottom - first, :] for part in strip])
+        linear, h = (torch.cat(part, dim=-2) for part in zip(*parts, strict=True))
+        return self.encoder.coarse(linear, h)
+
+    @torch.no_grad()
     def decode_in_strips(self, z: Tensor, rows: int) -> Tensor:
         """Decode with the stages finer than stride 16 run on strips of `rows` latent rows, equal to `decode(z).sample`.
 
@@ -132,7 +163,9 @@ class SmallF16Codec(ModelMixin, ConfigMixin):
             bottom = min(top + rows, height)
             first, last = max(0, top - halo), min(height, bottom + halo)
             strip = self.decoder.fine(z[..., first:last, :], h[..., first:last, :])
-            image[..., PATCH * top : PATCH * bottom, :] = strip[..., PATCH * (top - first) : PATCH * (bottom - first), :]
+            image[..., PATCH * top : PATCH * bottom, :] = strip[
+                ..., PATCH * (top - first) : PATCH * (bottom - first), :
+            ]
         return image
 
     @torch.no_grad()
@@ -148,8 +181,8 @@ class SmallF16Codec(ModelMixin, ConfigMixin):
         components = vectors[:, -latent_channels:].flip(1).T
         deviation = variance[-latent_channels:].flip(0).clamp_min(1e-8).sqrt()
         whiten = components / deviation[:, None]
-        self.encoder.linear.weight.copy_(whiten.reshape(latent_channels, 3, PATCH, PATCH))
-        self.encoder.linear.bias.copy_(-whiten @ mean)
-        self.decoder.linear.weight.copy_((components * deviation[:, None]).reshape(latent_channels, 3, PATCH, PATCH))
-        # A transposed convolution's bias is one value per colour: the mean patch enters through its average, the CNN adds the rest.
-        self.decoder.linear.bias.copy_(mean.reshape(3, -1).mean(1))
+        shape = (latent_channels, 3, PATCH, PATCH)
+        self.encoder.linear.load_state_dict({"weight": whiten.reshape(shape), "bias": -whiten @ mean})
+        # A transposed convolution has one bias per colour: of the mean patch only its average; the CNN adds the rest.
+        spread, bias = components * deviation[:, None], mean.reshape(3, -1).mean(1)
+        self.decoder.linear.load_state_dict({"weight": spread.reshape(shape), "bias": bias})

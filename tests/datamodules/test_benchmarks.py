@@ -83,12 +83,12 @@ def test_crop_takes_the_centre(tmp_path):
 
 def test_embedded_benchmark_has_photographs_and_flat_images():
     benchmark = open_benchmark("bundled", 4, degrade)
-    assert benchmark.names == ["chelsea", "coffee", "rocket", "sky", "water", "lawn"]
+    assert benchmark.names == ["chelsea", "coffee", "rocket", "rocket-sky", "retina-plain", "sky", "water", "lawn"]
     images = list(benchmark)
-    assert [image.group for image in images] == ["photo"] * 3 + ["flat"] * 3
+    assert [image.group for image in images] == ["photo"] * 3 + ["flat"] * 5
     assert all(i.hr.shape[1] == 4 * i.lr.shape[1] and i.hr.shape[2] == 4 * i.lr.shape[2] for i in images)
-    other_seed = open_benchmark("bundled", 4, degrade, seed=1).load(3)
-    assert torch.equal(other_seed.hr, images[3].hr)
+    other_seed = open_benchmark("bundled", 4, degrade, seed=1).load(5)
+    assert torch.equal(other_seed.hr, images[5].hr)
 
 
 def test_missing_empty_and_too_small(tmp_path):

@@ -1,0 +1,140 @@
+# `make` alone explains every target. A text after `##` on a rule's line is its sentence in that help, and lines below
+# it that open with `##` are its variables.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?=
+RUNS ?= runs
+PORT ?= 6006
+
+PY := .venv/bin/python
+SOURCES := benchmarks callbacks datamodules experiments lightning_modules losses tests
+
+# Values reach a program as they were written: `value` keeps make from expanding $ in them, the quotes keep the shell
+# from splitting paths and from expanding brackets.
+quote = '$(subst ','\'',$1)'
+path = $(if $(value $1),$(call quote,$(value $1)))
+each = $(foreach item,$(value $1),$(call quote,$(item)))
+option = $(if $(value $2),$1 $(call quote,$(value $2)))
+switch = $(if $(filter-out 0 no false,$(value $2)),$1)
+
+# $(call need,TARGET,VARIABLES,EXAMPLE) stops before anything is built where none of the variables has a value.
+need = $(if $(filter $1,$(MAKECMDGOALS)),$(if $(strip $(foreach name,$2,$(value $(name)))),,$(error \
+  make $1 needs $(firstword $2)=, for example: $3)))
+
+$(call need,train,EXP RESUME,make train EXP=op4ksr/mini)
+$(call need,evaluate,CKPT,make evaluate CKPT=runs/op4ksr/mini/checkpoints/last.ckpt DATA=bundled)
+$(call need,evaluate,DATA,make evaluate CKPT=runs/op4ksr/mini/checkpoints/last.ckpt DATA=bundled)
+$(call need,upscale,CKPT,make upscale CKPT=runs/op4ksr/mini/checkpoints/last.ckpt IN=photo.jpg OUT=large.png)
+$(call need,upscale,IN,make upscale CKPT=runs/op4ksr/mini/checkpoints/last.ckpt IN=photo.jpg OUT=large.png)
+$(call need,upscale,OUT,make upscale CKPT=runs/op4ksr/mini/checkpoints/last.ckpt IN=photo.jpg OUT=large.png)
+$(call need,bench,BENCH,make bench BENCH=degradations)
+
+.PHONY: help install demo train board evaluate upscale options bench test test-slow lint format lock clean
+
+help: ## Explain every target (the default)
+	@echo 'make TARGET [VARIABLE=value ...]'
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "\n  %-11s %s\n", $$1, $$2 } /^##   / { print "             " substr($$0, 4) }' Makefile
+	@echo
+	@echo 'A path with spaces goes in quotes: IN="my photo.jpg". SET holds overrides, split at spaces: SET="seed=1 data.crop=192".'
+	@echo 'The programs exit with 2 for wrong input and 1 where some files of a batch failed; make turns both into its own 2.'
+
+install: .venv/.installed ## Create .venv and install what requirements.lock pins; skipped when done, run by all below
+##   PYTHON=python3.12   interpreter of a new .venv, 3.11 or 3.12 (default: the first of python3.11, python3.12, python3 that works)
+
+demo: install ## Train a small OP4KSR student from nothing, measure it and upscale a photograph
+##   DEMO=runs/demo      folder of the demo's runs, table and pictures
+##   SEED=0              seed of its trainings
+##   SET="a.b=1"         overrides for all of its trainings
+	$(PY) -m experiments.demo $(call each,SET) $(call option,--folder,DEMO) $(call option,--seed,SEED)
+
+train: install ## Train one experiment; the run goes to runs/<name>
+##   EXP=op4ksr/mini     name below experiments/, or a YAML file; needed unless RESUME= is given
+##   SET="a.b=1 c=2"     overrides of single options, see `make options`
+##   RESUME=last.ckpt    continue that run in every respect: weights, optimiser, place in the data
+##   INIT=other.ckpt     a new run that starts from the weights of a checkpoint
+##   TINY=1              shrink the experiment to seconds, to see whether it runs
+	$(PY) -m experiments.train $(call path,EXP) $(call each,SET) \
+	  $(call option,--resume,RESUME) $(call option,--init,INIT) $(call switch,--tiny,TINY)
+
+board: install ## Show runs in TensorBoard
+##   RUNS=runs           folder of runs
+##   PORT=6006           http://localhost:PORT
+	$(PY) -m tensorboard.main --logdir $(call path,RUNS) --port $(call path,PORT)
+
+evaluate: install ## Measure a checkpoint against bicubic on a test set
+##   CKPT=last.ckpt      checkpoint of a run (needed)
+##   DATA=folder         HR/ beside LR*/, a plain folder of HR images, or bundled (needed)
+##   OUT=folder          for results.md and results.json (default: the checkpoint's)
+##   SET="a.b=1"         overrides of single options
+##   ARGS="--crop 512"   further options of the program, see `.venv/bin/python -m experiments.evaluate --help`
+	$(PY) -m experiments.evaluate $(call path,CKPT) $(call path,DATA) $(call each,SET) \
+	  $(call option,--out,OUT) $(call each,ARGS)
+
+upscale: install ## Upscale a photograph, or a folder of them
+##   CKPT=last.ckpt      checkpoint of a run (needed)
+##   IN=photo.jpg        PNG, JPEG or WebP, or a folder of them (needed)
+##   OUT=large.png       folder, or for a single image a file (needed)
+##   SCALE=4             factor (default: the one the model was trained for)
+##   SET="a.b=1"         overrides of single options
+##   ARGS="--format jpg" further options of the program, see `.venv/bin/python -m experiments.upscale --help`
+	$(PY) -m experiments.upscale $(call path,CKPT) $(call path,IN) $(call path,OUT) $(call each,SET) \
+	  $(call option,--scale,SCALE) $(call each,ARGS)
+
+options: install ## Print every option of an experiment with its type, default and sentence
+	@$(PY) -m experiments.describe
+
+bench: install ## Time a part and print a table with the machine's name
+##   BENCH=degradations  module below benchmarks/ (needed)
+##   ARGS="--size 256"   its own options
+	$(PY) -m benchmarks.$(call path,BENCH) $(call each,ARGS)
+
+test: install ## Run the tests, except those that take minutes
+##   ARGS="-k comb"      further options of pytest; folder SR_SHARED (default ../shared) holds the real test data
+	$(PY) -m pytest $(call each,ARGS)
+
+test-slow: install ## Run the tests that take minutes
+##   ARGS="-k resume"    further options of pytest
+	$(PY) -m pytest -m slow $(call each,ARGS)
+
+lint: install ## Check style (ruff) and types (mypy)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: install ## Repair what ruff can repair
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+lock: install ## Write requirements.lock anew from .venv; for newer versions, `pip install -U -e ".[dev]"` in it first
+	@{ sed -n '/^#/p' requirements.lock && $(PY) -m pip freeze --all --exclude pip --exclude wheel --exclude-editable | \
+	  grep -viE '^(nvidia-|cuda-|triton==|sr4k)'; } > requirements.lock.new
+	@if grep -n '@ ' requirements.lock.new; then rm requirements.lock.new; \
+	  echo 'these packages came from an address: install them by their names first' >&2; exit 2; fi
+	@mv requirements.lock.new requirements.lock
+
+clean: ## Remove caches and build output; runs/ and .venv stay
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# The mark .unfinished stands from before the first file until all packages lie there, so what an interrupted
+# installation left behind is built anew; a finished .venv is brought up to date in place.
+.venv/.installed: requirements.lock setup.cfg pyproject.toml
+	@if [ -e .venv/.unfinished ] || ! .venv/bin/python -c '$(check_python); import pip' 2>/dev/null; then \
+	  found=; for python in $(or $(call path,PYTHON),python3.11 python3.12 python3); do \
+	    "$$python" -c '$(check_python); import ensurepip, venv' 2>/dev/null && found=$$python && break; \
+	  done; \
+	  if [ -z "$$found" ]; then echo '$(no_python)' >&2; exit 2; fi; \
+	  echo "Creating .venv with $$found"; \
+	  rm -rf .venv && mkdir .venv && touch .venv/.unfinished && "$$found" -m venv .venv; \
+	fi
+	@touch .venv/.unfinished
+	$(PY) -m pip install -r requirements.lock
+	$(PY) -m pip install --no-deps -e .
+	@touch $@ && rm .venv/.unfinished
+
+check_python := import sys; sys.version_info[:2] in ((3, 11), (3, 12)) or sys.exit(1)
+no_python = No working Python 3.11 or 3.12 with the modules venv and ensurepip found (tried: \
+  $(or $(value PYTHON),python3.11 python3.12 python3)): install one, or name it, for example: make install PYTHON=/usr/bin/python3.12

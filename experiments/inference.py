@@ -1,0 +1,104 @@
+"""What upscale and evaluate share: the device, its precision, memory before and after, and the machine's name."""
+
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from experiments.schema import Experiment
+from lightning_modules.networks.flux import HEAD_CHANNELS, TOKEN_CELLS
+from lightning_modules.networks.small_codec import PATCH
+from lightning_modules.one_step_flux import TOKEN_PITCH, OneStepFlux
+from lightning_modules.super_resolution import resize_up
+
+GIB = 2**30
+STRIP_ROWS = 16
+"""Latent rows per strip of the codec's finest stages: below 16 the halos cost time, above it the strips cost memory."""
+
+# Bytes per output pixel that are alive at once, fitted to benchmarks/upscale_4k.py: fp32 RGB is 12 of them.
+_ENCODE_BYTES = 36
+_WRITE_BYTES = {8: 44, 16: 64}
+# Bytes per pixel of a strip at the codec's stride 4, and per channel of a token inside a block of the transformer.
+_STRIP_BYTES = 60
+_TOKEN_BYTES = 40
+
+
+def pick_device(options: Experiment) -> torch.device:
+    """The device that trainer.accelerator names; `auto` takes a GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() and options.trainer.accelerator != "cpu" else "cpu")
+
+
+def autocast(options: Experiment, device: torch.device) -> torch.autocast:
+    """bf16 where trainer.precision asks for it and the device computes in it; else a context that does nothing."""
+    wanted = options.trainer.precision == "bf16-mixed"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted and has_bf16(device))
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 is done in hardware; an emulated bf16 is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(check is not None and check() for check in checks)
+
+
+def super_resolve(student: OneStepFlux, lr: Tensor, size: tuple[int, int], strip_rows: int = STRIP_ROWS) -> Tensor:
+    """lr (3,h,w) in [0,1] restored at `size` pixels in one pass: (3,H,W) float32 on the CPU, unclamped."""
+    image = student.restore(resize_up(lr[None].to(student.device), size), strip_rows)
+    return image[0].to("cpu", torch.float32)
+
+
+def expected_peak(student: OneStepFlux, size: tuple[int, int], bit_depth: int = 8, alpha: bool = False) -> int:
+    """Bytes that `size` output pixels need on top of what the process holds already: an estimate, linear in the pixels.
+
+    The largest of three phases, which follow one another: the encoder (the image three times over, one strip), the
+    transformer (its tokens; SDPA materialises no scores), and writing (the image as floats and as integers).
+    """
+    height, width = (-(-side // TOKEN_PITCH) * TOKEN_PITCH for side in size)
+    pixels = height * width
+    strip = min(height, PATCH * (STRIP_ROWS + 2 * student.codec.encoder.fine_halo)) * width
+    channels = student.transformer.config["num_attention_heads"] * HEAD_CHANNELS
+    encode = _ENCODE_BYTES * pixels + _STRIP_BYTES * strip
+    transform = 12 * pixels + _TOKEN_BYTES * channels * pixels // (PATCH * TOKEN_CELLS) ** 2
+    write = _WRITE_BYTES[bit_depth] * pixels * (4 if alpha else 3) // 3
+    return max(encode, transform, write)
+
+
+def resident_memory(device: torch.device) -> int:
+    """Bytes that the process holds now: allocated on the GPU, or resident (0 where the system does not tell)."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.is_file() else 0
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest number of bytes that the process has held so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that the process could hold in all; a very large number where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.is_file() else []
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return free[0] + resident_memory(device) if free else 2**62
+
+
+def machine_name(device: torch.device) -> str:
+    """Name of the GPU, or of the CPU with the threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

@@ -1,0 +1,258 @@
+import ast
+import os
+import subprocess
+import sys
+from functools import reduce
+from pathlib import Path
+
+import pytest
+
+from experiments import schema
+from experiments.checks import OptionError
+from experiments.options import from_yaml, load_options, shipped_experiments, to_yaml
+from experiments.schema import OneStepFlux
+from experiments.train import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def codec(tmp_path):
+    """An override that names a codec's folder; the options look for its config.json alone."""
+    folder = tmp_path / "codec"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return f"codec.path={folder}"
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a YAML file into a new folder and return its path."""
+
+    def write_file(text, name="mine.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write_file
+
+
+@pytest.mark.parametrize("tiny", [False, True])
+@pytest.mark.parametrize("name", shipped_experiments())
+def test_every_shipped_experiment_loads(name, tiny, codec):
+    options = load_options(name, [codec], tiny)
+    assert options.name == name
+    assert not tiny or options.trainer.steps == 2
+
+
+def test_experiments_are_shipped():
+    assert {"f16_vae/small", "op4ksr/mini"} <= set(shipped_experiments())
+
+
+@pytest.mark.parametrize("name", shipped_experiments())
+def test_options_survive_yaml(name, codec):
+    options = load_options(name, [codec, "optimizer.learning_rate=0.00012345678901234567", "seed=7"])
+    assert from_yaml(to_yaml(options)) == options
+    assert from_yaml(to_yaml(options), ["seed=8"]).seed == 8
+
+
+def test_a_file_is_merged_over_its_base_and_overrides_over_both(write, codec):
+    write(
+        "system: one_step_flux\nseed: 1\nlosses: {l1: {weight: 1.0}, l2: {weight: 2.0}}\ndata: {crop: 192}\n", "a.yaml"
+    )
+    write("base: a.yaml\nseed: 2\nlosses: {l2: {weight: 3.0}}\n", "b.yaml")
+    options = load_options(write("base: b.yaml\ndata: {scale: 2}\n"), [codec, "losses.l2.weight=4"])
+    assert isinstance(options, OneStepFlux)
+    assert (options.seed, options.data.crop, options.data.scale) == (2, 192, 2)
+    assert (options.losses.l1.weight, options.losses.l2.weight) == (1.0, 4.0)
+    assert options.name == "mine"
+
+
+def test_a_base_may_lie_below_experiments(write, codec):
+    assert load_options(write("base: op4ksr/mini.yaml\nseed: 5\n"), [codec]).optimizer.learning_rate == 1e-3
+
+
+def test_tiny_comes_from_the_base_unless_the_file_has_its_own(write, codec):
+    write("system: one_step_flux\nlosses: {l1: {weight: 1.0}}\ntiny: [seed=3]\n", "a.yaml")
+    assert load_options(write("base: a.yaml\n", "b.yaml"), [codec], tiny=True).seed == 3
+    assert load_options(write("base: a.yaml\ntiny: [seed=4]\n", "c.yaml"), [codec], tiny=True).seed == 4
+    assert load_options(write("base: a.yaml\n", "b.yaml"), [codec, "seed=9"], tiny=True).seed == 9
+    assert load_options(write("base: a.yaml\n", "b.yaml"), [codec]).seed == 0
+
+
+def test_interpolation_takes_the_value_of_another_option(codec):
+    options = load_options("op4ksr/mini", [codec, "data.crop=320", "data.val_crop=${data.crop}"])
+    assert options.data.val_crop == 320
+    assert "${" not in to_yaml(options)
+
+
+def test_bases_in_a_circle_are_refused(write):
+    write("base: b.yaml\n", "a.yaml")
+    with pytest.raises(OptionError, match="base files name each other in a circle"):
+        load_options(write("base: a.yaml\n", "b.yaml"))
+
+
+BAD_OVERRIDES = [
+    ("data.crp=64", ["unknown option data.crp", "did you mean crop?", "batch_size"]),
+    ("trainr.steps=64", ["unknown option trainr", "did you mean trainer?"]),
+    ("student.rope.theta=100", ["unknown option student.rope", "sigma"]),
+    ("data.crop.side=3", ["option data.crop", "expected int"]),
+    ("data=3", ["option data=3", "expected a group of options"]),
+    ("losses.l1=3", ["option losses.l1=3", "expected a group of options"]),
+    ("data.crop=large", ["option data.crop='large'", "expected int"]),
+    ("data.crop=192.5", ["option data.crop=192.5", "expected int"]),
+    ("seed=[1,2]", ["option seed", "expected int"]),
+    ("seed=null", ["option seed=None", "expected int"]),
+    ("optimizer.learning_rate=fast", ["option optimizer.learning_rate='fast'", "expected float"]),
+    ("optimizer.betas=[0.9,b]", ["option optimizer.betas", "expected"]),
+    ("optimizer.betas=0.9", ["option optimizer.betas=0.9", "expected list[float]"]),
+    ("optimizer.betas=[0.9]", ["optimizer.betas=[0.9]", "two values from 0 to below 1"]),
+    ("transformer.rope.theta=0", ["transformer.rope.theta=0", "above 0"]),
+    ("transformer.rope.theta=-100", ["transformer.rope.theta=-100", "above 0"]),
+    ("transformer.rope.theta=nan", ["transformer.rope.theta=nan", "above 0"]),
+    ("student.sigma=1.5", ["student.sigma=1.5", "at most 1"]),
+    ("data.crop=200", ["data.crop=200", "multiple of the model's size unit 32"]),
+    ("data.val_crop=48", ["data.val_crop=48", "size unit 32"]),
+    ("data.scale=3", ["data.crop=256", "data.scale=3"]),
+    ("data.scale=0", ["data.scale=0", "above 0"]),
+    ("data.train=/no/such/folder", ["data.train=/no/such/folder", "existing folder", "bundled"]),
+    ("data.val=", ["data.val=None", "expected str"]),
+    ("data.procedural_share=1.1", ["data.procedural_share=1.1", "from 0 to 1"]),
+    ("data.degradation=realesrgan", ["data.degradation=realesrgan", "omgsr", "bicubic"]),
+    ("ema.decay=1", ["ema.decay=1", "below 1"]),
+    ("trainer.precision=16", ["trainer.precision=16", "bf16-mixed"]),
+    ("trainer.devices=3", ["data.batch_size=8", "trainer.devices=3"]),
+    ("trainer.steps=0", ["trainer.steps=0", "above 0"]),
+    ("losses.l1.weight=0", ["losses.*.weight", "at least one of l1"]),
+    ("losses.l1.weight=-1", ["losses.l1.weight=-1", "0 or more"]),
+    ("losses.lpips.weight=1", ["losses.lpips.weight", "perceptual.backbone"]),
+    ("perceptual.backbone=/no/file.pth", ["perceptual.backbone=/no/file.pth", "existing file"]),
+    ("losses.periodicity={weight: 1, lags: 4}", ["data.crop=256", "losses.periodicity needs crops of at least 290"]),
+    ("losses.periodicity.period=31", ["losses.periodicity.period=31", "even"]),
+    ("losses.periodicity.quadrants=0", ["losses.periodicity.quadrants=0", "above 0"]),
+    ("losses.periodicity.highpass=16", ["losses.periodicity.highpass=16", "odd"]),
+    ("losses.texture.epsilon=0", ["losses.texture.epsilon=0", "above 0"]),
+    ("codec.path=/no/codec", ["codec.path='/no/codec'", "config.json", "make train EXP=f16_vae/small"]),
+    ("seed=-1", ["seed=-1", "0 to 2^63 - 1"]),
+    ("name=''", ["name=", "a name"]),
+    ("system=gan", ["system='gan'", "one_step_flux, autoencoder"]),
+    ("data.crop", ['SET="data.crop"', "key=value"]),
+    ("=3", ['SET="=3"', "key=value"]),
+    ("data.crop=[1", ['SET="data.crop=[1"', "not valid YAML"]),
+    ("data.crop=${data.side}", ["option data.crop", "data.side"]),
+]
+
+
+@pytest.mark.parametrize(("override", "named"), BAD_OVERRIDES, ids=[override for override, _ in BAD_OVERRIDES])
+def test_a_wrong_option_is_named_with_value_and_expectation(override, named, codec):
+    with pytest.raises(OptionError) as raised:
+        load_options("op4ksr/mini", [codec, override])
+    message = str(raised.value)
+    assert all(words in message for words in named), message
+    assert all(line.startswith(("option ", "unknown option ", "SET=")) for line in message.splitlines()), message
+
+
+def test_all_impossible_values_are_named_at_once(codec):
+    with pytest.raises(OptionError) as raised:
+        load_options("op4ksr/mini", [codec, "transformer.rope.theta=0", "ema.decay=2"])
+    assert len(str(raised.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("system: one_step_flux\n  seed: [1\n", "not valid YAML"),
+        ("- a\n- b\n", "expected a mapping of options"),
+        ("just words\n", "expected one of one_step_flux, autoencoder"),
+        ("3\n", "expected a mapping of options"),
+        ("", "expected one of one_step_flux, autoencoder"),
+        ("seed: 1\n", "expected one of one_step_flux, autoencoder"),
+        ("base: nowhere.yaml\n", "base: nowhere.yaml not found"),
+        ("base: [1, 2]\n", "expected the path of one YAML file"),
+        ("system: one_step_flux\ntiny: 3\n", "expected a list of overrides"),
+        ("system: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_refused_with_its_path(text, words, write):
+    with pytest.raises(OptionError, match=rf"mine\.yaml.*{words}|{words}.*mine\.yaml"):
+        load_options(write(text), tiny=True)
+
+
+def test_an_unknown_experiment_lists_those_that_exist():
+    with pytest.raises(OptionError, match=r"EXP=op4ksr/nano: no such experiment; found .*op4ksr/mini"):
+        load_options("op4ksr/nano")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["op4ksr/nano"], "EXP=op4ksr/nano: no such experiment"),
+        (["f16_vae/small", "data.crp=64"], "unknown option data.crp"),
+        (["f16_vae/small", "data.crop=wide"], "data.crop='wide'"),
+        (["f16_vae/small", "data.crop=100"], "data.crop=100"),
+        (["--resume", "/no/last.ckpt"], "RESUME=/no/last.ckpt: no such file"),
+    ],
+)
+def test_main_ends_with_code_2_and_one_sentence(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert errors.startswith("error: ")
+    assert words in errors
+    assert len(errors.splitlines()) == 1, errors
+    assert list(tmp_path.iterdir()) == [], "nothing is built or written"
+
+
+def test_the_command_ends_with_code_2_and_one_sentence(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "experiments.train", "f16_vae/small", "data.crp=64"]
+    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: unknown option data.crp")
+    assert len(run.stderr.splitlines()) == 1, run.stderr
+    assert list(tmp_path.iterdir()) == [], "nothing is built or written"
+
+
+def schema_fields():
+    """(class, field, its annotation, the sentence under it or None) of every dataclass in the schema."""
+    for node in ast.parse(Path(schema.__file__).read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            for field, below in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(field, ast.AnnAssign):
+                    constant = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+                    yield node.name, field.target.id, ast.unparse(field.annotation), constant and below.value.value
+
+
+def is_group(annotation):
+    return annotation.endswith("Options")
+
+
+def test_every_option_has_a_sentence_under_it():
+    options = [field for field in schema_fields() if not is_group(field[2])]
+    assert len(options) > 50
+    assert [f"{group}.{name}" for group, name, _, text in options if not (text and text.endswith("."))] == []
+
+
+def test_every_option_is_read_somewhere():
+    """Rule 9 of the house: no dead option. A name must be an attribute of something outside schema and checks."""
+    sources = [path for path in (ROOT / "experiments").glob("*.py") if path.name not in ("schema.py", "checks.py")]
+    read = {
+        node.attr
+        for path in [*sources, ROOT / "experiments" / "checks.py"]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    assert [f"{group}.{name}" for group, name, _, _ in schema_fields() if name not in read] == []
+
+
+def test_every_rule_is_about_an_option(codec):
+    from experiments.checks import CODEC_RULES, RULES, STUDENT_RULES
+
+    student, autoencoder = load_options("op4ksr/mini", [codec]), load_options("f16_vae/small")
+    for key in RULES | STUDENT_RULES:
+        reduce(getattr, key.split("."), student)
+    for key in RULES | CODEC_RULES:
+        reduce(getattr, key.split("."), autoencoder)
