@@ -69,9 +69,9 @@ def build_student(options: OneStepFlux) -> OneStepFluxModule:
             latent_channels, sizes.double_blocks, sizes.single_blocks, sizes.heads, sizes.prompt_width
         )
     set_theta(transformer, sizes.rope.theta)
-    prompt, pooled = fixed_prompt(
-        sizes.prompt_tokens, sizes.prompt_width, generator_for((options.seed,), "fixed prompt")
-    )
+    widths = (transformer.config["joint_attention_dim"], transformer.config["pooled_projection_dim"])
+    # not of options.seed: the prompt is part of the model, and no option of a later command may change it
+    prompt, pooled = fixed_prompt(sizes.prompt_tokens, *widths, generator_for((0,), "fixed prompt"))
     return OneStepFluxModule(
         codec=codec,
         transformer=transformer,

@@ -90,14 +90,16 @@ def demo(folder: Path, seed: int, overrides: list[str]) -> None:
     """Run all stages below `folder`, then measure, show and upscale."""
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    cores = torch.get_num_threads()
+    # Half of the cores for each training: the two students run side by side, and on two cores a second thread that has
+    # to share its core with anything else costs far more than it brings.
+    threads = max(torch.get_num_threads() // 2, 1)
     shared = [f"seed={seed}", *overrides]
-    codec = Stage(folder, "codec", "f16_vae/small", shared, cores)
+    codec = Stage(folder, "codec", "f16_vae/small", shared, threads)
     print(f"1/4 The codec learns to squeeze images 16 times per side; log: {codec.log}", flush=True)
     run([codec])
     with_codec = [*shared, f"codec.path={codec.folder / 'codec'}"]
-    baseline = Stage(folder, "student", "op4ksr/demo", with_codec, max(cores // 2, 1))
-    with_l_ap = Stage(folder, "student_l_ap", "op4ksr/demo_l_ap", with_codec, max(cores // 2, 1))
+    baseline = Stage(folder, "student", "op4ksr/demo", with_codec, threads)
+    with_l_ap = Stage(folder, "student_l_ap", "op4ksr/demo_l_ap", with_codec, threads)
     print("2/4 Two students learn from the same seed and batches, without and with L_AP", flush=True)
     run([baseline, with_l_ap])
     print("3/4 Both are measured beside their references", flush=True)

@@ -1,7 +1,7 @@
 """Methods against references: scores of each image, rows of a table, and the table itself.
 
 Protocol: every image is clamped and rounded to 8 bits first, as written to a PNG. PSNR and SSIM are those of the BT.601
-Y channel without a border of `crop_border` px. Each figure is the mean over a group's images, of comb ratios the median.
+Y channel without a border of `crop_border` px. A figure is the mean over a group's images, of comb ratios the median.
 """
 
 import math
@@ -26,7 +26,7 @@ from losses.fidelity import psnr, ssim
 from losses.periodicity import periodicity_scores, smallest_side
 
 Method = Callable[[Tensor, Tensor], Tensor]
-"""method(lr, hr) -> image of hr's size: (1,3,h,w) and (1,3,H,W) in [0,1]; only references look at more of hr than that."""
+"""method(lr, hr) -> image of hr's size: (1,3,h,w) and (1,3,H,W) in [0,1]; references alone look at hr's pixels."""
 
 STUDENT, SHUFFLED = "student", "student, ids shuffled"
 

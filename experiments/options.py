@@ -1,7 +1,8 @@
 """From a YAML file and overrides to typed, checked, read-only options.
 
-`base:` files and the file itself are merged over the dataclasses of `schema.py`, then the overrides `key=value`; interpolations
-`${a.b}` are resolved, values checked. Whatever is wrong ends in `OptionError`, whose message names key, value and expectation.
+`base:` files and the file itself are merged over the dataclasses of `schema.py`, then the overrides `key=value`;
+interpolations `${a.b}` are resolved, values checked. Whatever is wrong ends in `OptionError`, whose message names key,
+value and expectation.
 """
 
 import difflib
@@ -36,9 +37,8 @@ def load_options(experiment: str | Path, overrides: Sequence[str] = (), tiny: bo
     path = find_experiment(experiment)
     merged, shrink = _with_bases(path, ())
     given = list(shrink if tiny else ()) + list(overrides)
-    merged = OmegaConf.merge(merged, *[_override(item) for item in given])
-    merged.setdefault("name", _default_name(path))
-    return typed_options(merged, str(path))
+    named = OmegaConf.create({"name": _default_name(path)})
+    return typed_options(_merge(str(path), named, merged, *map(_override, given)), str(path))
 
 
 def typed_options(raw: DictConfig, origin: str) -> Experiment:
@@ -80,11 +80,14 @@ def to_yaml(options: Experiment) -> str:
 
 def from_yaml(text: str, overrides: Sequence[str] = (), origin: str = "the checkpoint") -> Experiment:
     """Options saved by `to_yaml`, with overrides, checked again."""
-    raw = OmegaConf.create(text)
-    merged = OmegaConf.merge(raw, *[_override(item) for item in overrides])
+    return typed_options(_merge(origin, OmegaConf.create(text), *map(_override, overrides)), origin)
+
+
+def _merge(origin: str, *parts: DictConfig | ListConfig) -> DictConfig:
+    merged = OmegaConf.merge(*parts)
     if not isinstance(merged, DictConfig):
         raise OptionError(f"{origin}: expected a mapping of options")
-    return typed_options(merged, origin)
+    return merged
 
 
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[DictConfig, Sequence[str]]:
@@ -106,10 +109,7 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[DictConfig, Sequenc
     if base is None:
         return raw, tiny or ()
     parent, parent_tiny = _with_bases(_find_base(path, base), (*seen, path.resolve()))
-    merged = OmegaConf.merge(parent, raw)
-    if not isinstance(merged, DictConfig):
-        raise OptionError(f"{path}: expected a mapping of options")
-    return merged, tiny if tiny is not None else parent_tiny
+    return _merge(str(path), parent, raw), tiny if tiny is not None else parent_tiny
 
 
 def _find_base(path: Path, base: str) -> Path:

@@ -1,7 +1,7 @@
 """Every option of an experiment: its type, its default, its unit, and one sentence.
 
-The root is one of `OneStepFlux` and `Autoencoder`, chosen by the key `system` of the YAML. `experiments/options.py` merges
-a YAML file and `SET="a.b=1"` over it, `experiments/checks.py` refuses impossible values.
+The root is one of `OneStepFlux` and `Autoencoder`, chosen by the key `system` of the YAML. `experiments/options.py`
+merges a YAML file and `SET="a.b=1"` over it, `experiments/checks.py` refuses impossible values.
 """
 
 from dataclasses import dataclass, field
@@ -76,7 +76,7 @@ class TransformerOptions:
     prompt_tokens: int = 4
     """Tokens of the fixed prompt embedding (seeded noise; a small transformer has no text encoder behind it)."""
     prompt_width: int = 64
-    """Channels of the fixed prompt embedding, pooled and per token."""
+    """Channels of the fixed prompt embedding, pooled and per token; a transformer from `path` says its own."""
     rope: RopeOptions = field(default_factory=RopeOptions)
 
 

@@ -1,4 +1,4 @@
-"""Train one experiment: `python -m experiments.train op4ksr/mini trainer.steps=100` (make train EXP= SET= RESUME= INIT=)."""
+"""Train one experiment: `python -m experiments.train op4ksr/mini seed=1` (make train EXP= SET= RESUME= INIT=)."""
 
 import argparse
 import sys
@@ -74,7 +74,7 @@ def train(options: Experiment, resume: str = "", init: str = "") -> Path:
 
 
 def run_folder(options: Experiment, resume: str = "") -> Path:
-    """The folder of a run: that of the resumed checkpoint, or <runs>/<name>; ValueError where a run is there already."""
+    """The folder of a run: the resumed checkpoint's, or <runs>/<name>; ValueError where a run is there already."""
     if resume:
         return Path(resume).resolve().parents[1]
     folder = Path(options.runs) / options.name
@@ -134,9 +134,8 @@ def save_codec(system: AutoencoderModule, trainer: pl.Trainer, folder: Path) -> 
 def summary(options: Experiment, system: SuperResolution, folder: Path) -> str:
     """The facts that explain speed and memory later, one line each."""
     count = {True: 0, False: 0}
-    for module in (system, *system.frozen_modules()):
-        for parameter in module.parameters() if module is system else ():
-            count[parameter.requires_grad] += parameter.numel()
+    for parameter in system.parameters():
+        count[parameter.requires_grad] += parameter.numel()
     lines = [
         f"run         {folder}",
         f"parameters  {count[True] / 1e6:.2f} M trained, {count[False] / 1e6:.2f} M frozen",

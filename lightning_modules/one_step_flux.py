@@ -138,6 +138,6 @@ def check_widths(transformer: FluxTransformer2DModel, codec: SmallF16Codec, prom
         )
 
 
-def fixed_prompt(tokens: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Seeded embeddings (tokens,width) and (width,) that stand for a fixed text prompt (ours, for small transformers)."""
-    return torch.randn(tokens, width, generator=generator), torch.randn(width, generator=generator)
+def fixed_prompt(tokens: int, width: int, pooled_width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Seeded embeddings (tokens,width) and (pooled_width,) that stand for a text prompt (ours: small transformers)."""
+    return torch.randn(tokens, width, generator=generator), torch.randn(pooled_width, generator=generator)

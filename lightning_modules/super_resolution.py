@@ -1,4 +1,4 @@
-"""What every system shares: the weighted loss, validation metrics, the schedule, and checkpoints without frozen tensors."""
+"""What every system shares: weighted loss, validation metrics, schedule, and checkpoints without frozen tensors."""
 
 import hashlib
 from abc import abstractmethod
@@ -45,9 +45,9 @@ class AdamWSchedule:
 class SuperResolution(pl.LightningModule):
     """Base of the systems: a subclass implements `forward_batch`, `panel` and, where it upscales, `upscale`.
 
-    losses: the weighted sum that trains. metrics: validation metrics by name, each `update(sr, hr)` on images clamped to
-    [0,1]. schedule: optimiser and learning rate. Only parameters with requires_grad are optimised and saved; the rest is
-    the base, of which a checkpoint keeps a fingerprint.
+    losses: the weighted sum that trains. metrics: validation metrics by name, each `update(sr, hr)` on images clamped
+    to [0,1]. schedule: optimiser and learning rate. Only parameters with requires_grad are optimised and saved; the
+    rest is the base, of which a checkpoint keeps a fingerprint.
     """
 
     scale: int
@@ -72,8 +72,8 @@ class SuperResolution(pl.LightningModule):
         with torch.autocast(sr.device.type, enabled=False):
             total, terms = self.losses(sr, batch["hr"], step=self.global_step)
         size = len(batch["hr"])
-        self.log("train/loss", total, prog_bar=True, batch_size=size)
-        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=size)
+        self.log("train/loss", total, prog_bar=True, batch_size=size, sync_dist=True)
+        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=size, sync_dist=True)
         return total
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -134,8 +134,8 @@ def check_trainable(saved: Mapping[str, Tensor], trainable: Mapping[str, Tensor]
         missing, extra = sorted(set(trainable) - set(saved)), sorted(set(saved) - set(trainable))
         raise ValueError(
             f"the checkpoint does not fit the model: {len(missing)} trainable tensors are missing {missing[:3]}, "
-            f"{len(extra)} are not of this model {extra[:3]}; give a checkpoint of the same experiment (CKPT=, INIT= or "
-            "RESUME=)"
+            f"{len(extra)} are not of this model {extra[:3]}; give a checkpoint of the same experiment (CKPT=, INIT= "
+            "or RESUME=)"
         )
     for name, value in saved.items():
         if value.shape != trainable[name].shape:

@@ -1,7 +1,8 @@
 """A small F16 image codec with the interface of diffusers' AutoencoderKL (ours, for the demo and for tests).
 
-A PCA of 16 x 16 x 3 patches gives the linear path, a light residual CNN around it the rest. The linear path makes it useful
-from the first step: plain AutoencoderKLs of 3-4 M parameters are hopeless after the few CPU minutes the demo can spend.
+A PCA of 16 x 16 x 3 patches gives the linear path, a light residual CNN around it the rest. The linear path makes it
+useful from the first step: plain AutoencoderKLs of 3-4 M parameters are hopeless after the few CPU minutes that the
+demo can spend.
 """
 
 import torch
@@ -18,7 +19,7 @@ _LOG_VARIANCE = -30.0
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(conv(silu(x)))), without a norm, so that strips of an image give exactly the whole image's values."""
+    """x + conv(silu(conv(silu(x)))), without a norm, so that strips give exactly the whole image's values."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ def _blocks(channels: int, count: int) -> nn.Sequential:
 
 
 def _fine_halo(blocks: int) -> int:
-    """Latent rows that stages finer than stride 16 reach into: 2 convolutions per block at strides 8 and 4, and 1 more."""
+    """Latent rows that stages finer than stride 16 reach: 2 convolutions per block at strides 8 and 4, and 1 more."""
     reach = 8 * 2 * blocks + 4 * (2 * blocks + 1)
     return -(-reach // PATCH)
 
@@ -107,10 +108,10 @@ class Decoder(nn.Module):
 
 
 class SmallF16Codec(ModelMixin, ConfigMixin):
-    """Deterministic F16 codec: `encode(x).latent_dist`, `decode(z).sample`, `config.scaling_factor`, `config.shift_factor`.
+    """Deterministic F16 codec: `encode(x).latent_dist`, `decode(z).sample`, `config.scaling_factor` and `shift_factor`.
 
-    x is (B,3,H,W) in [-1,1] with sides a multiple of 16, z (B,latent_channels,H/16,W/16). Saved and loaded by diffusers'
-    `save_pretrained` and `from_pretrained` (config.json and safetensors in a local folder).
+    x is (B,3,H,W) in [-1,1] with sides a multiple of 16, z (B,latent_channels,H/16,W/16). Saved and loaded by
+    diffusers' `save_pretrained` and `from_pretrained` (config.json and safetensors in a local folder).
     """
 
     @register_to_config
@@ -154,7 +155,7 @@ class SmallF16Codec(ModelMixin, ConfigMixin):
     def decode_in_strips(self, z: Tensor, rows: int) -> Tensor:
         """Decode with the stages finer than stride 16 run on strips of `rows` latent rows, equal to `decode(z).sample`.
 
-        Each strip carries the halo that its convolutions reach, so the result is exact; the peak memory falls with `rows`.
+        Each strip carries the halo that its convolutions reach, so the result is exact; peak memory falls with `rows`.
         """
         halo, height = self.decoder.fine_halo, z.shape[-2]
         h = self.decoder.coarse(z)
@@ -170,7 +171,7 @@ class SmallF16Codec(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def initialise_by_pca(self, patches: Tensor) -> None:
-        """Set the linear path to the leading principal components of `patches` (N,3,16,16) in [-1,1], latents whitened."""
+        """Set the linear path to the principal components of `patches` (N,3,16,16) in [-1,1], latents whitened."""
         latent_channels = self.config["latent_channels"]
         flat = patches.double().flatten(1)
         if len(flat) <= latent_channels:

@@ -1,6 +1,7 @@
 """Two gloo processes on the CPU run every shipped experiment, and train what one process trains."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,48 +11,103 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.options import load_options, shipped_experiments
-from experiments.schema import SYSTEMS
 from experiments.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
+ON_TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
+# One pair of processes for all experiments: starting one costs more than its two steps.
+ALL_IN_ONE = """
+import sys
+from experiments.train import main
+for arguments in sys.stdin.read().splitlines():
+    sys.argv = ["train", *arguments.split()]
+    main()
+"""
 
 
-def overrides_for(name, codec, runs, learning_rate=None):
-    """The tiny run on the CPU; plain SGD-like small steps would hide nothing, AdamW's epsilon would: see the test."""
+def overrides_for(name, codec, runs):
     given = [f"runs={runs}", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.threads=1"]
-    if not name.startswith("f16_vae"):
-        given.append(f"codec.path={codec}")
-    return given
+    return given if name.startswith("f16_vae") else [*given, f"codec.path={codec}"]
 
 
-def run_on_two(name, overrides):
-    command = [sys.executable, "-m", "experiments.train", name, "--tiny", *overrides]
-    command += ["trainer.devices=2", "trainer.strategy=ddp"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+def environment(**more):
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def runs_on_two(tiny_codec_run, tmp_path_factory):
+    """Folder of the runs of all shipped experiments, each on the same two processes, as a cluster would start them."""
+    runs, port = tmp_path_factory.mktemp("two"), str(free_port())
+    lines = [
+        " ".join([name, "--tiny", *overrides_for(name, tiny_codec_run / "codec", runs), *ON_TWO])
+        for name in shipped_experiments()
+    ]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", ALL_IN_ONE],
+            env=environment(MASTER_ADDR="localhost", MASTER_PORT=port, LOCAL_RANK=str(rank), WORLD_SIZE="2"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.stdin.write("\n".join(lines))
+        process.stdin.close()
+        process.stdin = None
+    errors = [process.communicate(timeout=240)[1][-3000:] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
+    return runs
 
 
 def contents(run):
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-@pytest.mark.parametrize("name", shipped_experiments())
-def test_two_processes_train_what_one_does(name, tiny_codec_run, tmp_path):
-    pair = run_on_two(name, overrides_for(name, tiny_codec_run / "codec", tmp_path / "two"))
-    assert pair.returncode == 0, pair.stderr[-3000:]
-    single = train(load_options(name, overrides_for(name, tiny_codec_run / "codec", tmp_path / "one"), tiny=True))
-
-    two, one = contents(tmp_path / "two" / name), contents(single)
-    assert two["global_step"] == one["global_step"] == 2
-    print(name, max((two["state_dict"][k] - v).abs().max().item() for k, v in one["state_dict"].items()))
-    print(scalars(tmp_path / "two" / name))
-    print(scalars(single))
-
-
 def scalars(run):
     accumulator = EventAccumulator(str(run)).Reload()
-    return {
-        tag: accumulator.Scalars(tag)[-1].value
-        for tag in accumulator.Tags()["scalars"]
-        if tag.startswith(("val/", "train/"))
-    }
+    tags = [tag for tag in accumulator.Tags()["scalars"] if tag.startswith(("train/", "val/"))]
+    return {(tag, event.step): event.value for tag in tags for event in accumulator.Scalars(tag)}
+
+
+def largest_difference(first, second):
+    assert first.keys() == second.keys()
+    return max((first[name] - value).abs().max().item() for name, value in second.items())
+
+
+@pytest.mark.parametrize("name", shipped_experiments())
+def test_two_processes_train_what_one_does(name, runs_on_two, tiny_codec_run, tmp_path):
+    single = train(load_options(name, overrides_for(name, tiny_codec_run / "codec", tmp_path), tiny=True))
+    two, one = contents(runs_on_two / name), contents(single)
+    assert two["global_step"] == one["global_step"] == 2
+
+    assert largest_difference(two["state_dict"], one["state_dict"]) < 1e-6
+    shadows = [checkpoint["callbacks"]["Ema"]["shadow"] for checkpoint in (two, one)]
+    assert largest_difference(*shadows) < 1e-6
+    # Adam hides the gradients' size; their first moments do not, and half a batch would give others.
+    moments, expected = (checkpoint["optimizer_states"][0]["state"] for checkpoint in (two, one))
+    for number, state in expected.items():
+        size = state["exp_avg"].abs().max().item()
+        assert (moments[number]["exp_avg"] - state["exp_avg"]).abs().max().item() <= 1e-3 * size + 1e-9
+    assert max(state["exp_avg"].abs().max().item() for state in expected.values()) > 1e-5
+
+    assert scalars(runs_on_two / name) == pytest.approx(scalars(single), rel=1e-3, abs=1e-4)
+    assert len(list((runs_on_two / name).glob("events.out.tfevents.*"))) == 1, "rank zero alone logs"
+
+
+def test_the_command_starts_its_second_process_itself(tmp_path):
+    overrides = [*overrides_for("f16_vae/small", "", tmp_path), *ON_TWO, "trainer.panel_images=0"]
+    command = [sys.executable, "-m", "experiments.train", "f16_vae/small", "--tiny", *overrides]
+    run = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert contents(tmp_path / "f16_vae" / "small")["global_step"] == 2
+    assert (tmp_path / "f16_vae" / "small" / "codec" / "config.json").is_file()
+    assert run.stdout.count("parameters") == 1, "rank zero alone speaks"

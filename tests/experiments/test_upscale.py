@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 from datamodules.image_io import read_image, write_image
 from experiments.checkpoints import load_system
 from experiments.inference import GIB, expected_peak, super_resolve
-from experiments.upscale import Upscaler, build_upscaler, plan_jobs, run_jobs
+from experiments.upscale import Upscaler, build_upscaler, main, plan_jobs, run_jobs
 from lightning_modules.one_step_flux import OneStepFlux
 from lightning_modules.super_resolution import resize_up
 
@@ -205,7 +205,8 @@ def test_what_cannot_start_ends_in_one_sentence(
     tiny_student_run: Path,
     tiny_codec_run: Path,
     tmp_path: Path,
-    command_environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     Image.fromarray(noise(4, 4)).save(tmp_path / "image.png")
     known = {
@@ -214,11 +215,25 @@ def test_what_cannot_start_ends_in_one_sentence(
         "image": tmp_path / "image.png",
         "out": tmp_path / "out",
     }
-    ended = upscale(command_environment, *[argument.format(**known) for argument in arguments])
-    assert ended.returncode == 2
-    assert said in ended.stderr
-    assert len(ended.stderr.strip().splitlines()) == 1
+    monkeypatch.delenv("SR_TRACEBACK", raising=False)
+    monkeypatch.setattr(sys, "argv", ["upscale", *[argument.format(**known) for argument in arguments]])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_itself_ends_with_the_code_and_the_sentence(
+    tiny_codec_run: Path, tmp_path: Path, command_environment: dict[str, str]
+) -> None:
+    Image.fromarray(noise(4, 4)).save(tmp_path / "image.png")
+    ended = upscale(command_environment, checkpoint(tiny_codec_run), tmp_path / "image.png", tmp_path / "out")
+    assert ended.returncode == 2
+    assert "is of system=autoencoder, expected one_step_flux" in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
 
 
 def upscale(environment: dict[str, str], *arguments: object) -> "subprocess.CompletedProcess[str]":

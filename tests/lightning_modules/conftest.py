@@ -38,7 +38,7 @@ def build_student(codec_seed: int = 0, trained: bool = True, sigma: float = 0.50
         transformer = build_flux(LATENT_CHANNELS, double_blocks=1, single_blocks=1, heads=1, prompt_width=16)
     if trained:
         randomise(transformer.proj_out, 2)
-    prompt, pooled = fixed_prompt(3, 16, torch.Generator().manual_seed(3))
+    prompt, pooled = fixed_prompt(3, 16, 16, torch.Generator().manual_seed(3))
     features = RandomFeatureDistance(torch.Generator().manual_seed(4))
     schedule = AdamWSchedule(1e-3, (0.9, 0.99), 0.0, warmup_steps=0, decay_share=0.0, final_factor=1.0, steps=10)
     return OneStepFlux(
