@@ -116,7 +116,6 @@ def build_losses(losses: LossOptions, perceptual: PerceptualOptions, period: int
         "l1": (losses.l1.weight, lambda: L1()),
         "l2": (losses.l2.weight, lambda: L2()),
         "lpips": (losses.lpips.weight, lambda: perceptual_of(perceptual)),
-        "random_features": (losses.random_features.weight, random_features),
         "texture": (texture.weight, lambda: TextureLoss(texture.levels, texture.window, texture.epsilon)),
         "periodicity": (
             ap.weight,

@@ -55,7 +55,6 @@ RULES: dict[str, Rule] = {
     "losses.l1.weight": NOT_NEGATIVE,
     "losses.l2.weight": NOT_NEGATIVE,
     "losses.lpips.weight": NOT_NEGATIVE,
-    "losses.random_features.weight": NOT_NEGATIVE,
     "losses.texture.weight": NOT_NEGATIVE,
     "losses.texture.levels": POSITIVE,
     "losses.texture.window": POSITIVE,

@@ -135,7 +135,6 @@ class LossOptions:
     l1: WeightOptions = field(default_factory=WeightOptions)
     l2: WeightOptions = field(default_factory=WeightOptions)
     lpips: WeightOptions = field(default_factory=WeightOptions)
-    random_features: WeightOptions = field(default_factory=WeightOptions)
     texture: TextureOptions = field(default_factory=TextureOptions)
     periodicity: PeriodicityOptions = field(default_factory=PeriodicityOptions)
 

@@ -1,4 +1,4 @@
-"""Perceptual distances: LPIPS from local weights, and the same form over an untrained network."""
+"""Perceptual distances: LPIPS from local weights, and DISTS' form over an untrained network."""
 
 import warnings
 from collections.abc import Sequence
@@ -21,18 +21,31 @@ _BACKBONE_URLS = {
     "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
 }
 
+# c1 and c2 of DISTS: they decide only where a channel is empty in both images.
+_STABILISER = 1e-6
 
-def feature_distance(sr_features: Sequence[Tensor], hr_features: Sequence[Tensor]) -> Tensor:
-    """Squared difference of unit-normalised channel vectors, spatial mean, sum over channels and layers: -> (B,).
 
-    Features: per layer (B, C, H, W). It is LPIPS with all linear weights 1 (Zhang et al. 2018, eq. 1).
+def structure_texture_distance(sr_features: Sequence[Tensor], hr_features: Sequence[Tensor]) -> Tensor:
+    """DISTS with equal weights: 1 - mean of texture and structure similarity over channels and layers: -> (B,).
+
+    Features: per layer (B, C, H, W). Texture compares the means over the image, structure the covariance with the
+    variances (Ding et al. 2020, eq. 3 and 4). The mean of similarities lies in (-1, 1]; 0 is equal features.
     """
-    return torch.stack(
-        [
-            (unit_channels(sr) - unit_channels(hr)).square().sum(dim=1).mean(dim=(-2, -1))
-            for sr, hr in zip(sr_features, hr_features, strict=True)
-        ]
-    ).sum(dim=0)
+    layers = [
+        (_texture(sr, hr) + _structure(sr, hr)).mean(dim=1) / 2 for sr, hr in zip(sr_features, hr_features, strict=True)
+    ]
+    return 1 - torch.stack(layers).mean(dim=0)
+
+
+def _texture(sr: Tensor, hr: Tensor) -> Tensor:
+    sr_mean, hr_mean = sr.mean(dim=(-2, -1)), hr.mean(dim=(-2, -1))
+    return (2 * sr_mean * hr_mean + _STABILISER) / (sr_mean.square() + hr_mean.square() + _STABILISER)
+
+
+def _structure(sr: Tensor, hr: Tensor) -> Tensor:
+    sr, hr = (features - features.mean(dim=(-2, -1), keepdim=True) for features in (sr, hr))
+    covariance, power = (sr * hr).mean(dim=(-2, -1)), (sr.square() + hr.square()).mean(dim=(-2, -1))
+    return (2 * covariance + _STABILISER) / (power + _STABILISER)
 
 
 def unit_channels(features: Tensor) -> Tensor:
@@ -52,12 +65,12 @@ class Lpips(PerImageLoss):
     def __init__(self, backbone: Path, linear: Path | None = None, net: str = "squeeze") -> None:
         super().__init__()
         if net not in _BACKBONE_URLS:
-            raise ValueError(f"found losses.lpips.net={net!r}; expected one of {', '.join(_BACKBONE_URLS)}")
+            raise ValueError(f"found perceptual.net={net!r}; expected one of {', '.join(_BACKBONE_URLS)}")
         backbone_weights = _load(
-            Path(backbone), "losses.lpips.backbone", f"torchvision publishes it at {_BACKBONE_URLS[net]}"
+            Path(backbone), "perceptual.backbone", f"torchvision publishes it at {_BACKBONE_URLS[net]}"
         )
         linear = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth" if linear is None else Path(linear)
-        linear_weights = _load(linear, "losses.lpips.linear", f"it is weights/v0.1/{net}.pth of the package lpips")
+        linear_weights = _load(linear, "perceptual.linear", f"it is weights/v0.1/{net}.pth of the package lpips")
         self.network = _build(net)
         _fill_backbone(self.network, backbone_weights, Path(backbone))
         _fill_linear(self.network, linear_weights, linear)
@@ -102,8 +115,8 @@ def _fill_backbone(network: lpips.LPIPS, weights: dict[str, Tensor], path: Path)
     missing = [name for name, value in renamed.items() if value is None]
     if missing:
         raise ValueError(
-            f"found no tensor {missing[0].split('.', 1)[1]} in {path}; losses.lpips.backbone must be a state dict of "
-            f"the network that losses.lpips.net names ({network.pnet_type})"
+            f"found no tensor {missing[0].split('.', 1)[1]} in {path}; perceptual.backbone must be a state dict of "
+            f"the network that perceptual.net names ({network.pnet_type})"
         )
     network.net.load_state_dict(renamed)
 
@@ -112,7 +125,7 @@ def _fill_linear(network: lpips.LPIPS, weights: dict[str, Tensor], path: Path) -
     expected = {name for name in network.state_dict() if name.startswith("lin") and not name.startswith("lins")}
     if set(weights) != expected:
         raise ValueError(
-            f"found tensors {sorted(weights)[:2]}... in {path}; losses.lpips.linear must hold {sorted(expected)[:2]}..."
+            f"found tensors {sorted(weights)[:2]}... in {path}; perceptual.linear must hold {sorted(expected)[:2]}..."
         )
     network.load_state_dict(weights, strict=False)
 
@@ -127,10 +140,11 @@ def _parameters_to_buffers(module: nn.Module) -> None:
 
 
 class RandomFeatureDistance(PerImageLoss):
-    """LPIPS form over an untrained VGG-like network: a perceptual term that needs no weights (ours).
+    """DISTS form over the image and an untrained VGG-like network: a distance that needs no weights (ours).
 
     Per entry of `channels` one stage: two 3 x 3 convolutions with ReLU, He-normal from `generator`, compared after the
     second, then 2 x 2 mean pooling. The same generator seed gives the same network. Nothing of it is trained or saved.
+    LPIPS' form over the same features rated every sharper student as worse than bicubic, see docs/log.md.
     """
 
     def __init__(self, generator: torch.Generator, channels: Sequence[int] = (16, 32, 64)) -> None:
@@ -147,7 +161,7 @@ class RandomFeatureDistance(PerImageLoss):
         """Two (B, 3, H, W) in [0, 1] -> (B,)."""
         sr_features, hr_features = self._features(sr), self._features(hr)
         with full_precision(sr):
-            return feature_distance(sr_features, hr_features)
+            return structure_texture_distance([sr.float(), *sr_features], [hr.float(), *hr_features])
 
     def _features(self, image: Tensor) -> list[Tensor]:
         features, layers = 2 * image - 1, []

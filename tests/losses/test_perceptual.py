@@ -1,13 +1,14 @@
 from pathlib import Path
 
 import lpips
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from losses.perceptual import Lpips, PerceptualDistance, RandomFeatureDistance, feature_distance
+from losses.perceptual import Lpips, PerceptualDistance, RandomFeatureDistance, structure_texture_distance
 
 
 def images(seed: int = 0, batch: int = 2, side: int = 64) -> Tensor:
@@ -80,28 +81,39 @@ def test_building_lpips_leaves_the_global_generator_alone(untrained_backbone: Pa
 
 
 def test_missing_or_foreign_weights_are_named(tmp_path: Path, untrained_backbone: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth.*losses\.lpips\.backbone.*download\.pytorch\.org"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth.*perceptual\.backbone.*download\.pytorch\.org"):
         Lpips(tmp_path / "nowhere.pth")
-    with pytest.raises(FileNotFoundError, match=r"linear\.pth.*losses\.lpips\.linear"):
+    with pytest.raises(FileNotFoundError, match=r"linear\.pth.*perceptual\.linear"):
         Lpips(untrained_backbone, tmp_path / "linear.pth")
-    with pytest.raises(ValueError, match=r"losses\.lpips\.net='resnet'"):
+    with pytest.raises(ValueError, match=r"perceptual\.net='resnet'"):
         Lpips(untrained_backbone, net="resnet")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"0\.weight.*other\.pth.*losses\.lpips\.backbone"):
+    with pytest.raises(ValueError, match=r"0\.weight.*other\.pth.*perceptual\.backbone"):
         Lpips(tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other\.pth.*losses\.lpips\.linear"):
+    with pytest.raises(ValueError, match=r"other\.pth.*perceptual\.linear"):
         Lpips(untrained_backbone, tmp_path / "other.pth")
 
 
-def test_feature_distance_equals_the_formula() -> None:
+def test_structure_texture_distance_equals_the_formula() -> None:
     sr, hr = images(4), images(5)
-    expected = torch.zeros(2, dtype=torch.float64)
-    for a, b in ((sr, hr), (sr[..., ::2, ::2], hr[..., ::2, ::2])):
-        a, b = a.double(), b.double()
-        unit_a, unit_b = a / a.norm(dim=1, keepdim=True), b / b.norm(dim=1, keepdim=True)
-        expected += 2 * (1 - (unit_a * unit_b).sum(dim=1)).mean(dim=(1, 2))
-    value = feature_distance([sr, sr[..., ::2, ::2]], [hr, hr[..., ::2, ::2]])
-    torch.testing.assert_close(value.double(), expected, atol=1e-5, rtol=1e-4)
+    layers = [(sr, hr), (sr[..., ::2, ::2], hr[..., ::2, ::2])]
+    expected = []
+    for image in range(len(sr)):
+        similarities = []
+        for a, b in layers:
+            for x, y in zip(a[image].double().numpy(), b[image].double().numpy(), strict=True):
+                structure = 2 * np.cov(x.ravel(), y.ravel(), ddof=0)[0, 1] / (x.var() + y.var())
+                similarities.append((structure + 2 * x.mean() * y.mean() / (x.mean() ** 2 + y.mean() ** 2)) / 2)
+        expected.append(1 - np.mean(similarities))
+    value = structure_texture_distance(*([pair[side] for pair in layers] for side in (0, 1)))
+    torch.testing.assert_close(value.double(), torch.tensor(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_shifted_texture_loses_structure_alone() -> None:
+    noise = images(6)
+    means = structure_texture_distance([noise.roll(5, -1)], [noise])
+    assert (means < 0.6).all()  # structure is lost, the texture term is not
+    assert structure_texture_distance([noise], [noise]).abs().max() < 1e-6
 
 
 def random_distance(seed: int = 0) -> RandomFeatureDistance:
@@ -120,7 +132,7 @@ def test_random_features_come_from_the_generator_alone() -> None:
 
 def test_random_features_order_blurs_and_have_finite_gradients() -> None:
     distance, hr = random_distance(), images(3)
-    assert distance(hr, hr).item() == 0.0
+    assert abs(distance(hr, hr).item()) < 1e-6
     assert 0 < distance(blur(hr, 1), hr) < distance(blur(hr, 3), hr)
     for value in (0.0, 0.5, 1.0):
         flat = torch.full((1, 3, 33, 32), value, requires_grad=True)
