@@ -6,12 +6,10 @@ Stages are timed at full hr size, one call per sample; inside the pipeline most 
 """
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -20,16 +18,7 @@ from datamodules.degradations.kernels import blur, gaussian_kernel
 from datamodules.degradations.noise import gaussian_noise, poisson_noise
 from datamodules.degradations.pipeline import PRESETS, DegradationPipeline
 from datamodules.degradations.resize import FILTERS, resize
-
-
-def machine(device: torch.device) -> str:
-    """Return the name of the GPU or the CPU that does the work."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+from experiments.inference import machine_name
 
 
 def milliseconds(call: Callable[[int], object], repeats: int, device: torch.device) -> float:
@@ -76,7 +65,7 @@ def main() -> None:
     device = torch.device(args.device)
     hr = torch.rand(args.batch, 3, args.size, args.size, generator=torch.Generator().manual_seed(0)).to(device)
 
-    print(f"{machine(device)}, {args.threads} threads, torch {torch.__version__}")
+    print(f"{machine_name(device)}, torch {torch.__version__}")
     print(f"batch {args.batch} of {args.size} x {args.size}, scale {args.scale}; median ms per batch\n")
     for name, call in stages(hr[:1], args.scale).items():
         print(f"{name:24}{milliseconds(call, args.repeats, device) * args.batch:10.1f}")

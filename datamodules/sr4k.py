@@ -59,6 +59,7 @@ class SR4KDataModule(pl.LightningDataModule):
         self.batch_size, self.val_batch_size, self.val_count = batch_size, val_batch_size, val_count
         self.steps, self.workers, self.seed = steps, workers, seed
         self.crops_per_image, self.procedural_share = crops_per_image, procedural_share
+        self.degradation = degradation if isinstance(degradation, str) else type(degradation).__name__
         self.degrade = _named_degradation(degradation, scale) if isinstance(degradation, str) else degradation
         self.train_set: CropDataset | None = None
         self.val_set: ValidationCrops | None = None
@@ -95,7 +96,7 @@ class SR4KDataModule(pl.LightningDataModule):
             return batch
         started = time.perf_counter()
         hr = batch["hr"].float()
-        generators = [generator_for(key, "degradation", hr.device) for key in batch["key"].tolist()]
+        generators = [generator_for(key, "degradation") for key in batch["key"].tolist()]
         with torch.no_grad(), torch.autocast(hr.device.type, enabled=False):
             lr = self.degrade(hr, generators)
         self.degrade_seconds = time.perf_counter() - started
@@ -114,7 +115,7 @@ class SR4KDataModule(pl.LightningDataModule):
         for option, now in self._identity().items():
             if state_dict[option] != now:
                 raise ValueError(
-                    f"cannot resume exactly: data.{option} was {state_dict[option]} in the checkpoint and is {now} "
+                    f"cannot resume exactly: {option} was {state_dict[option]} in the checkpoint and is {now} "
                     "now; restore it, or start anew from the weights with INIT="
                 )
         self._start_batch = state_dict["position"]
@@ -122,10 +123,14 @@ class SR4KDataModule(pl.LightningDataModule):
     def _identity(self) -> dict[str, Any]:
         fingerprint = self.train_set.source.fingerprint() if self.train_set else None
         return {
-            "train fingerprint": fingerprint,
+            "data.train": fingerprint,
             "seed": self.seed,
-            "batch_size": self.batch_size,
-            "crops_per_image": self.crops_per_image,
+            "data.batch_size": self.batch_size,
+            "data.crops_per_image": self.crops_per_image,
+            "data.procedural_share": self.procedural_share,
+            "data.crop": self.crop,
+            "data.scale": self.scale,
+            "data.degradation": self.degradation,
         }
 
     def _place(self) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from experiments.checks import period_of
 from experiments.schema import Autoencoder, Experiment, LossOptions, OneStepFlux, OptimizerOptions, PerceptualOptions
 from lightning_modules.autoencoder import Autoencoder as AutoencoderModule
 from lightning_modules.networks.flux import build_flux, load_flux, set_theta
+from lightning_modules.networks.local_folder import load_whole
 from lightning_modules.networks.small_codec import PATCH, SmallF16Codec
 from lightning_modules.one_step_flux import OneStepFlux as OneStepFluxModule
 from lightning_modules.one_step_flux import fixed_prompt
@@ -60,7 +61,7 @@ def build_system(options: Experiment) -> SuperResolution:
 
 
 def build_student(options: OneStepFlux) -> OneStepFluxModule:
-    codec = SmallF16Codec.from_pretrained(options.codec.path, local_files_only=True)
+    codec = load_whole(SmallF16Codec, options.codec.path, "codec.path")
     latent_channels, sizes = codec.config["latent_channels"], options.transformer
     if sizes.path:
         transformer = load_flux(sizes.path)

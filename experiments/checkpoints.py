@@ -16,6 +16,15 @@ from experiments.schema import Experiment
 from lightning_modules.super_resolution import SuperResolution, check_base, check_trainable
 
 OPTIONS_KEY = "options_yaml"
+NOT_OF_TRAINING = (
+    "data.train=bundled",
+    "data.val=bundled",
+    "trainer.accelerator=auto",
+    "trainer.threads=0",
+    "losses.l1.weight=1",
+    "losses.lpips.weight=0",
+)
+"""Overrides under which a checkpoint loads for inference where the files and the machine of its training are not."""
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -74,9 +83,12 @@ def load_weights(system: SuperResolution, checkpoint: dict[str, Any], averaged: 
 
 
 def load_system(path: str | Path, overrides: Sequence[str] = ()) -> tuple[SuperResolution, Experiment]:
-    """The trained system of a checkpoint with its averaged weights, ready for inference, and its options."""
+    """The trained system of a checkpoint with its averaged weights, ready for inference, and its options.
+
+    What only the training needed, its data above all, may be missing here.
+    """
     checkpoint = read_checkpoint(path)
-    options = options_of(checkpoint, path, overrides)
+    options = options_of(checkpoint, path, [*NOT_OF_TRAINING, *overrides])
     system = build_system(options)
     load_weights(system, checkpoint, averaged=True)
     return system.eval().requires_grad_(False), options

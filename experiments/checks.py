@@ -9,8 +9,8 @@ import torch
 
 from datamodules.degradations.pipeline import PRESETS
 from experiments.schema import Autoencoder, Experiment, OneStepFlux
-from lightning_modules.networks.flux import TOKEN_CELLS
 from lightning_modules.networks.small_codec import PATCH
+from lightning_modules.one_step_flux import TOKEN_PITCH
 from losses.periodicity import smallest_side
 
 
@@ -105,7 +105,7 @@ CODEC_RULES: dict[str, Rule] = {
 
 def size_unit(options: Experiment) -> int:
     """Pixels of which image sides are a multiple: a token's pitch for the student, a cell's for the codec."""
-    return PATCH * TOKEN_CELLS if isinstance(options, OneStepFlux) else PATCH
+    return TOKEN_PITCH if isinstance(options, OneStepFlux) else PATCH
 
 
 def check(options: Experiment) -> None:
@@ -128,8 +128,11 @@ def _sizes(options: Experiment) -> Iterator[str]:
     for key, side in (("data.crop", data.crop), ("data.val_crop", data.val_crop)):
         if side % unit or side % max(data.scale, 1):
             yield f"{key}={side}: expected a multiple of the model's size unit {unit} and of data.scale={data.scale}"
-    term = options.losses.periodicity
-    needed = smallest_side(period_of(options), term.lags, term.quadrants, term.highpass)
+    period, term = period_of(options), options.losses.periodicity
+    needed = smallest_side(period)
+    if data.val_crop < needed:
+        yield f"data.val_crop={data.val_crop}: the metric val/periodicity needs crops of at least {needed} px"
+    needed = smallest_side(period, term.lags, term.quadrants, term.highpass)
     if term.weight > 0 and data.crop < needed:
         yield f"data.crop={data.crop}: losses.periodicity needs crops of at least {needed} px"
 
@@ -154,4 +157,4 @@ def _combinations(options: Experiment) -> Iterator[str]:
 
 def period_of(options: Experiment) -> int:
     """L_AP's period in px: as given, or the pitch of the student's tokens."""
-    return options.losses.periodicity.period or PATCH * TOKEN_CELLS
+    return options.losses.periodicity.period or TOKEN_PITCH

@@ -14,7 +14,7 @@ EXIT_PARTIAL = 1
 EXIT_INPUT = 2
 """Nothing could be done with what was given."""
 
-USER_ERRORS = (ValueError, FileNotFoundError, IsADirectoryError, PermissionError, NonFiniteLossError)
+USER_ERRORS = (ValueError, OSError, NonFiniteLossError)
 
 
 @contextmanager
@@ -37,5 +37,7 @@ def quiet() -> None:
     # Flux's norms keep fp32 weights under autocast: torch takes an unfused kernel and says so in every process.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the frozen base
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # on a resume
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # ours is, by its batch sampler
     warnings.filterwarnings("ignore", category=FutureWarning)

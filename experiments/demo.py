@@ -17,10 +17,12 @@ from tqdm import tqdm
 from experiments.command_line import quiet, user_errors
 from experiments.demo_report import STUDENT_L_AP, DemoReport, upscale_large_photograph
 from experiments.measure import STUDENT
-from experiments.options import load_options
+from experiments.options import from_yaml, load_options
 
 STEP = re.compile(r"(\d+)/(\d+) \[")
 POLL_SECONDS = 1.0
+CODEC_SECTIONS = ("codec", "codec_training", "data", "perceptual", "trainer")
+"""Sections of the options whose overrides reach the codec's training; all but the first two reach the students' too."""
 
 
 class Stage:
@@ -33,10 +35,21 @@ class Stage:
         self.log = folder / f"{name}.log"
         self.experiment = experiment
         self.overrides = [f"runs={folder}", f"name={name}", f"trainer.threads={threads}", *overrides]
-        self.steps = load_options(experiment, self.overrides).trainer.steps
+        self.options = load_options(experiment, self.overrides)
+        self.steps = self.options.trainer.steps
         self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
     def done(self) -> bool:
+        """Whether it is finished; ValueError where the folder holds a training with other options."""
+        saved = self.folder / "options.yaml"
+        if self.checkpoint.exists() and saved.exists():
+            there = from_yaml(saved.read_text(), origin=str(saved))
+            there.trainer.threads = self.options.trainer.threads  # the cores of that day
+            if there != self.options:
+                raise ValueError(
+                    f"{self.folder} holds a training with other options (seed, SET= or an older version of the demo); "
+                    "give this one another folder with DEMO=, or remove that one"
+                )
         return (self.folder / "done").exists()
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -69,11 +82,14 @@ def run(stages: list[Stage]) -> None:
     finally:
         for process in processes.values():
             process.terminate()
+        finished = {name for name, process in processes.items() if process.wait() == 0}
     for stage in waiting:
-        if processes[stage.name].returncode:
+        if stage.name in finished:
+            (stage.folder / "done").touch()
+    for stage in waiting:
+        if stage.name not in finished:
             tail = stage.log.read_text(errors="replace")[-1500:]
             raise RuntimeError(f"training {stage.name} failed, see {stage.log}; its last lines:\n{tail}")
-        (stage.folder / "done").touch()
 
 
 def _watch(stages: list[Stage], processes: dict[str, subprocess.Popen[bytes]]) -> None:
@@ -93,11 +109,11 @@ def demo(folder: Path, seed: int, overrides: list[str]) -> None:
     # Half of the cores for each training: the two students run side by side, and on two cores a second thread that has
     # to share its core with anything else costs far more than it brings.
     threads = max(torch.get_num_threads() // 2, 1)
-    shared = [f"seed={seed}", *overrides]
-    codec = Stage(folder, "codec", "f16_vae/small", shared, threads)
+    codec = Stage(folder, "codec", "f16_vae/small", [f"seed={seed}", *_of(overrides, CODEC_SECTIONS)], threads)
     print(f"1/4 The codec learns to squeeze images 16 times per side; log: {codec.log}", flush=True)
     run([codec])
-    with_codec = [*shared, f"codec.path={codec.folder / 'codec'}"]
+    of_students = [item for item in overrides if item not in _of(overrides, ("codec", "codec_training"))]
+    with_codec = [f"seed={seed}", *of_students, f"codec.path={codec.folder / 'codec'}"]
     baseline = Stage(folder, "student", "op4ksr/demo", with_codec, threads)
     with_l_ap = Stage(folder, "student_l_ap", "op4ksr/demo_l_ap", with_codec, threads)
     print("2/4 Two students learn from the same seed and batches, without and with L_AP", flush=True)
@@ -113,9 +129,13 @@ def demo(folder: Path, seed: int, overrides: list[str]) -> None:
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes in all")
 
 
+def _of(overrides: list[str], sections: tuple[str, ...]) -> list[str]:
+    return [item for item in overrides if item.split(".")[0] in sections]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("overrides", nargs="*", default=[], help="key=value for all three trainings (SET=)")
+    parser.add_argument("overrides", nargs="*", default=[], help="key=value ... (SET=)")
     parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="where everything goes (DEMO=)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the three trainings (SEED=)")
     arguments = parser.parse_intermixed_args()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from experiments.schema import Experiment
-from lightning_modules.networks.flux import HEAD_CHANNELS, TOKEN_CELLS
+from lightning_modules.networks.flux import HEAD_CHANNELS
 from lightning_modules.networks.small_codec import PATCH
 from lightning_modules.one_step_flux import TOKEN_PITCH, OneStepFlux
 from lightning_modules.super_resolution import resize_up
@@ -63,7 +63,7 @@ def expected_peak(student: OneStepFlux, size: tuple[int, int], bit_depth: int = 
     strip = min(height, PATCH * (STRIP_ROWS + 2 * student.codec.encoder.fine_halo)) * width
     channels = student.transformer.config["num_attention_heads"] * HEAD_CHANNELS
     encode = _ENCODE_BYTES * pixels + _STRIP_BYTES * strip
-    transform = 12 * pixels + _TOKEN_BYTES * channels * pixels // (PATCH * TOKEN_CELLS) ** 2
+    transform = 12 * pixels + _TOKEN_BYTES * channels * pixels // TOKEN_PITCH**2
     write = _WRITE_BYTES[bit_depth] * pixels * (4 if alpha else 3) // 3
     return max(encode, transform, write)
 

@@ -146,7 +146,7 @@ def measure(
             with torch.inference_mode(), precision:
                 sr = method(lr, hr)
             with torch.inference_mode():
-                values = _values(as_written(sr), as_written(hr), metrics)
+                values = _values(as_written(sr).cpu(), as_written(hr).cpu(), metrics)
             scores.append(ImageScores(image.name, image.group, name, values))
     return scores
 

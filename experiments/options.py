@@ -37,7 +37,7 @@ def load_options(experiment: str | Path, overrides: Sequence[str] = (), tiny: bo
     path = find_experiment(experiment)
     merged, shrink = _with_bases(path, ())
     given = list(shrink if tiny else ()) + list(overrides)
-    named = OmegaConf.create({"name": _default_name(path)})
+    named = OmegaConf.create({"name": _default_name(path) + ("-tiny" if tiny else "")})
     return typed_options(_merge(str(path), named, merged, *map(_override, given)), str(path))
 
 

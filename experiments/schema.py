@@ -34,7 +34,7 @@ class DataOptions:
     val_batch_size: int = 1
     """Validation crops per batch and rank."""
     degradation: str = "omgsr"
-    """Preset that makes lr from hr: omgsr or bicubic."""
+    """Preset that makes lr from hr: omgsr (two orders, no sinc filter) or bicubic."""
 
 
 @dataclass

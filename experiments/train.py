@@ -76,7 +76,10 @@ def train(options: Experiment, resume: str = "", init: str = "") -> Path:
 def run_folder(options: Experiment, resume: str = "") -> Path:
     """The folder of a run: the resumed checkpoint's, or <runs>/<name>; ValueError where a run is there already."""
     if resume:
-        return Path(resume).resolve().parents[1]
+        checkpoints = Path(resume).resolve().parent
+        if checkpoints.name != "checkpoints":
+            raise ValueError(f"RESUME={resume}: expected a checkpoint in its run's folder, <run>/checkpoints/last.ckpt")
+        return checkpoints.parent
     folder = Path(options.runs) / options.name
     if (folder / "options.yaml").exists():
         raise ValueError(
@@ -89,10 +92,11 @@ def run_folder(options: Experiment, resume: str = "") -> Path:
 def build_trainer(options: Experiment, folder: Path) -> pl.Trainer:
     trainer = options.trainer
     return pl.Trainer(
-        accelerator=trainer.accelerator,
+        # auto is a CUDA GPU or the CPU: the degradations compute in float64, which Apple's MPS lacks
+        accelerator="cuda" if trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu",
         devices=trainer.devices,
         strategy=trainer.strategy,
-        precision=trainer.precision,  # type: ignore[arg-type]  # checked against PRECISIONS before
+        precision=trainer.precision,  # type: ignore[arg-type]  # one of the choices in checks.py
         max_steps=trainer.steps,
         accumulate_grad_batches=trainer.accumulate,
         gradient_clip_val=trainer.clip,
@@ -148,6 +152,19 @@ def summary(options: Experiment, system: SuperResolution, folder: Path) -> str:
     return "\n".join(lines)
 
 
+def resumed_options(arguments: argparse.Namespace) -> Experiment:
+    """Options of the checkpoint to resume, with overrides; ValueError for what would be ignored."""
+    given = [item for item in [arguments.experiment, *arguments.overrides] if item]
+    restored = [item for item in given if "=" not in item or item.startswith(("optimizer.", "seed="))]
+    if arguments.init or arguments.tiny or restored:
+        raise ValueError(
+            "RESUME= continues a run with its own experiment, seed and optimizer, found "
+            f"{' '.join(restored) or 'INIT= or TINY='} beside it; leave that out, or start a new run from the weights "
+            "with EXP= and INIT="
+        )
+    return options_of(read_checkpoint(arguments.resume, "RESUME"), arguments.resume, given)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train one experiment.")
     parser.add_argument("experiment", nargs="?", default="", help="name below experiments/ or a YAML file (EXP=)")
@@ -158,8 +175,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     with user_errors():
         if arguments.resume:
-            overrides = [item for item in [arguments.experiment, *arguments.overrides] if "=" in item]
-            options = options_of(read_checkpoint(arguments.resume, "RESUME"), arguments.resume, overrides)
+            options = resumed_options(arguments)
         else:
             options = load_options(arguments.experiment, arguments.overrides, arguments.tiny)
         train(options, arguments.resume, arguments.init)

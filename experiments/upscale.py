@@ -169,7 +169,8 @@ def _sentence(source: Path, error: Exception) -> str:
 def build_upscaler(checkpoint: str, overrides: list[str], scale: str, memory_limit: str, max_pixels: int) -> Upscaler:
     """The student of a checkpoint on its device; ValueError for a checkpoint of another system and for wrong values."""
     factor, limit = _number("SCALE", scale, 1), _number("--memory-limit", memory_limit, 0)
-    student, options = load_system(checkpoint, overrides)
+    # the network that measured the training is not needed, and need not be on this machine
+    student, options = load_system(checkpoint, ["perceptual.backbone=", "perceptual.linear=", *overrides])
     if not isinstance(student, OneStepFlux):
         raise ValueError(f"CKPT={checkpoint} is of system={options.system}, expected one_step_flux")
     if options.trainer.threads:

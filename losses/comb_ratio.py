@@ -61,8 +61,8 @@ def _off_comb(side: int) -> list[int]:
 
 
 def _on_comb(side: int, pitch: int) -> list[int]:
-    """FFT bins of k / pitch cycles per pixel, without the zero frequency and its next neighbours."""
-    return [k * side // pitch for k in range(pitch) if min(k, pitch - k) * side // pitch > 1]
+    """FFT bins of k / pitch cycles per pixel without k = 0; no other k lies within the two bins of its Hann lobe."""
+    return [k * side // pitch for k in range(1, pitch)]
 
 
 def _mean_at(spectrum: Tensor, rows: list[int], columns: list[int]) -> Tensor:

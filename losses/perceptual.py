@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
 
 import lpips
 import torch
@@ -98,7 +99,10 @@ class Lpips(PerImageLoss):
 def _load(path: Path, option: str, source: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"found no file {path}; set {option} to a local copy ({source})")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{option}={path}: not a readable file of weights ({type(error).__name__})") from error
 
 
 def _build(net: str) -> lpips.LPIPS:

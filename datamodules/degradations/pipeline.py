@@ -49,8 +49,8 @@ class Preset:
     """The same from scale 8 on."""
 
 
-# Ranges of OMGSR; the sigmas, resize probabilities, grey and Poisson shares are Real-ESRGAN's. Ours: anisotropic
-# kernels have the share they have among Real-ESRGAN's Gaussian ones.
+# Ranges of OMGSR, without its final sinc filter; the sigmas, resize probabilities, grey and Poisson shares are
+# Real-ESRGAN's. Ours: anisotropic kernels have the share they have among Real-ESRGAN's Gaussian ones.
 _OMGSR = Preset(
     name="omgsr",
     orders=(

@@ -7,6 +7,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
+from lightning_modules.networks.local_folder import load_whole
+
 TOKEN_CELLS = 2
 """Latent cells per token along each side: Flux packs 2 x 2 cells into a token."""
 
@@ -40,13 +42,8 @@ def build_flux(
 
 
 def load_flux(folder: str | Path) -> FluxTransformer2DModel:
-    """Load a FluxTransformer2DModel from a local folder in diffusers format (config.json and safetensors)."""
-    if not Path(folder, "config.json").is_file():
-        raise FileNotFoundError(
-            f"transformer.path={folder}: no config.json there; expected a local folder of a FluxTransformer2DModel in "
-            "diffusers format, for example the subfolder `transformer` of a downloaded FLUX.1-dev"
-        )
-    return FluxTransformer2DModel.from_pretrained(folder, local_files_only=True)
+    """Load a FluxTransformer2DModel from a local folder in diffusers format, such as `transformer` of FLUX.1-dev."""
+    return load_whole(FluxTransformer2DModel, folder, "transformer.path")
 
 
 def set_theta(transformer: FluxTransformer2DModel, theta: float) -> None:

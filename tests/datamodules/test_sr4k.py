@@ -121,10 +121,11 @@ def test_a_finished_run_can_be_lengthened_twice(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 1}, r"data\.seed was 0 in the checkpoint and is 1 now"),
+        ({"seed": 1}, r"exactly: seed was 0 in the checkpoint and is 1 now"),
         ({"batch_size": 2}, r"data\.batch_size was 4 .* is 2 now"),
         ({"crops_per_image": 3}, r"data\.crops_per_image was 2"),
-        ({"train": "folder"}, r"data\.train fingerprint was"),
+        ({"procedural_share": 0.5}, r"data\.procedural_share was"),
+        ({"train": "folder"}, r"data\.train was"),
     ],
 )
 def test_resuming_on_other_data_is_refused_in_one_sentence(tmp_path, changes, message):

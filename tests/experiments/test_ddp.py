@@ -86,7 +86,7 @@ def largest_difference(first, second):
 @pytest.mark.parametrize("name", shipped_experiments())
 def test_two_processes_train_what_one_does(name, runs_on_two, tiny_codec_run, tmp_path):
     single = train(load_options(name, overrides_for(name, tiny_codec_run / "codec", tmp_path), tiny=True))
-    two, one = contents(runs_on_two / name), contents(single)
+    two, one = contents(runs_on_two / f"{name}-tiny"), contents(single)
     assert two["global_step"] == one["global_step"] == 2
 
     assert largest_difference(two["state_dict"], one["state_dict"]) < 1e-6
@@ -99,8 +99,8 @@ def test_two_processes_train_what_one_does(name, runs_on_two, tiny_codec_run, tm
         assert (moments[number]["exp_avg"] - state["exp_avg"]).abs().max().item() <= 1e-3 * size + 1e-9
     assert max(state["exp_avg"].abs().max().item() for state in expected.values()) > 1e-5
 
-    assert scalars(runs_on_two / name) == pytest.approx(scalars(single), rel=1e-3, abs=1e-4)
-    assert len(list((runs_on_two / name).glob("events.out.tfevents.*"))) == 1, "rank zero alone logs"
+    assert scalars(runs_on_two / f"{name}-tiny") == pytest.approx(scalars(single), rel=1e-3, abs=1e-4)
+    assert len(list((runs_on_two / f"{name}-tiny").glob("events.out.tfevents.*"))) == 1, "rank zero alone logs"
 
 
 def test_the_command_starts_its_second_process_itself(tmp_path):
@@ -108,6 +108,6 @@ def test_the_command_starts_its_second_process_itself(tmp_path):
     command = [sys.executable, "-m", "experiments.train", "f16_vae/small", "--tiny", *overrides]
     run = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr[-3000:]
-    assert contents(tmp_path / "f16_vae" / "small")["global_step"] == 2
-    assert (tmp_path / "f16_vae" / "small" / "codec" / "config.json").is_file()
+    assert contents(tmp_path / "f16_vae" / "small-tiny")["global_step"] == 2
+    assert (tmp_path / "f16_vae" / "small-tiny" / "codec" / "config.json").is_file()
     assert run.stdout.count("parameters") == 1, "rank zero alone speaks"

@@ -41,7 +41,7 @@ def write(tmp_path):
 @pytest.mark.parametrize("name", shipped_experiments())
 def test_every_shipped_experiment_loads(name, tiny, codec):
     options = load_options(name, [codec], tiny)
-    assert options.name == name
+    assert options.name == (f"{name}-tiny" if tiny else name)
     assert not tiny or options.trainer.steps == 2
 
 

@@ -65,7 +65,7 @@ def test_a_killed_run_resumes_bit_for_bit(precision, tiny_codec_run, tmp_path):
         "trainer.threads=1",
         "data.val_count=1",
     ]
-    killed = tmp_path / "killed" / "op4ksr" / "mini"
+    killed = tmp_path / "killed" / "op4ksr" / "mini-tiny"
     process = start("op4ksr/mini", "--tiny", *overrides, f"runs={tmp_path / 'killed'}")
     wait_for(killed / "checkpoints" / "last.ckpt", process)
     process.kill()
