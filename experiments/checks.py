@@ -24,7 +24,10 @@ POSITIVE: Rule = ("a value above 0", lambda value: value > 0)
 NOT_NEGATIVE: Rule = ("0 or more", lambda value: value >= 0)
 SHARE: Rule = ("a value from 0 to 1", lambda value: 0 <= value <= 1)
 BELOW_ONE: Rule = ("a value from 0 to below 1", lambda value: 0 <= value < 1)
-FOLDER: Rule = ('an existing folder of images, or "bundled"', lambda value: value == "bundled" or Path(value).is_dir())
+FOLDER: Rule = (
+    'an existing folder of images, or "bundled"',
+    lambda value: value == "bundled" or (value != "" and Path(value).is_dir()),
+)
 FILE: Rule = ("an existing file, or nothing", lambda value: not value or Path(value).is_file())
 BETAS: Rule = ("two values from 0 to below 1", lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value))
 WIDTHS: Rule = ("three values above 0", lambda value: len(value) == 3 and min(value) > 0)

@@ -120,11 +120,11 @@ def _find_base(path: Path, base: str) -> Path:
 
 
 def _override(item: str) -> DictConfig:
-    key, equals, _ = item.partition("=")
+    key, equals, value = item.partition("=")
     if not equals or not key.strip():
         raise OptionError(f'SET="{item}": expected key=value, for example SET="data.crop=128 seed=1"')
     try:
-        return OmegaConf.from_dotlist([item])
+        return OmegaConf.from_dotlist([item if value else f"{item}''"])  # OmegaConf reads "a.b=" as None
     except (YAMLError, OmegaConfBaseException) as error:
         raise OptionError(f'SET="{item}": the value is not valid YAML: {" ".join(str(error).split())}') from error
 

@@ -116,7 +116,7 @@ BAD_OVERRIDES = [
     ("data.scale=3", ["data.crop=256", "data.scale=3"]),
     ("data.scale=0", ["data.scale=0", "above 0"]),
     ("data.train=/no/such/folder", ["data.train=/no/such/folder", "existing folder", "bundled"]),
-    ("data.val=", ["data.val=None", "expected str"]),
+    ("data.val=", ["data.val=", "existing folder"]),
     ("data.procedural_share=1.1", ["data.procedural_share=1.1", "from 0 to 1"]),
     ("data.degradation=realesrgan", ["data.degradation=realesrgan", "omgsr", "bicubic"]),
     ("ema.decay=1", ["ema.decay=1", "below 1"]),
@@ -256,3 +256,10 @@ def test_every_rule_is_about_an_option(codec):
         reduce(getattr, key.split("."), student)
     for key in RULES | CODEC_RULES:
         reduce(getattr, key.split("."), autoencoder)
+
+
+def test_an_override_without_a_value_empties_a_text(codec):
+    options = load_options("op4ksr/mini", [codec, "transformer.path=/some/folder", "transformer.path="])
+    assert options.transformer.path == ""
+    with pytest.raises(OptionError, match=r"data\.crop='': expected int|data\.crop='' in .*expected int"):
+        load_options("op4ksr/mini", [codec, "data.crop="])
