@@ -1,5 +1,6 @@
 """Rows of held-out images in TensorBoard: lr | sr | hr, and what else can be drawn from the same images."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,9 +80,9 @@ class PanelCallback(Callback):
         self._validations = 0
         self._drawn = 0
 
+    @abstractmethod
     def pictures(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
         """From one sample's named images (3, H, W) to {tag group: picture (3, h, w)}, all in [0, 1]."""
-        raise NotImplementedError
 
     def on_validation_batch_end(
         self,

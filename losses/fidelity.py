@@ -1,5 +1,7 @@
 """Distance to the reference, pixel by pixel: L1, L2, PSNR and SSIM on the Y channel."""
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -105,8 +107,9 @@ class _MeanOverImages(Metric):
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
+    @abstractmethod
     def values(self, sr: Tensor, hr: Tensor) -> Tensor:
-        raise NotImplementedError
+        """One value per image: two (B, 3, H, W) in [0, 1] -> (B,)."""
 
     def update(self, sr: Tensor, hr: Tensor) -> None:
         """Add pairs of (B, 3, H, W) in [0, 1]."""
