@@ -30,9 +30,12 @@ $(call need,evaluate,DATA,make evaluate CKPT=runs/op4ksr/mini/checkpoints/last.c
 $(call need,upscale,CKPT,make upscale CKPT=runs/op4ksr/mini/checkpoints/last.ckpt IN=photo.jpg OUT=large.png)
 $(call need,upscale,IN,make upscale CKPT=runs/op4ksr/mini/checkpoints/last.ckpt IN=photo.jpg OUT=large.png)
 $(call need,upscale,OUT,make upscale CKPT=runs/op4ksr/mini/checkpoints/last.ckpt IN=photo.jpg OUT=large.png)
+$(call need,sigma,EXP,make sigma EXP=op4ksr/mini_lora)
+$(call need,prompt,FLUX,make prompt FLUX=weights/FLUX.1-dev OUT=weights/prompt.safetensors)
+$(call need,prompt,OUT,make prompt FLUX=weights/FLUX.1-dev OUT=weights/prompt.safetensors)
 $(call need,bench,BENCH,make bench BENCH=degradations)
 
-.PHONY: help install demo train board evaluate upscale options bench test test-slow lint format lock clean
+.PHONY: help install demo train board evaluate upscale sigma prompt options bench test test-slow lint format lock clean
 
 help: ## Explain every target (the default)
 	@echo 'make TARGET [VARIABLE=value ...]'
@@ -82,6 +85,18 @@ upscale: install ## Upscale a photograph, or a folder of them
 ##   ARGS="--format jpg" further options of the program, see `.venv/bin/python -m experiments.upscale --help`
 	$(PY) -m experiments.upscale $(call path,CKPT) $(call path,IN) $(call path,OUT) $(call each,SET) \
 	  $(call option,--scale,SCALE) $(call each,ARGS)
+
+sigma: install ## Find the noise level at which a student enters, by matching signal-to-noise ratios
+##   EXP=op4ksr/mini_lora  an experiment of a student, for its data and codec (needed)
+##   SET="a.b=1"         overrides of single options
+##   ARGS="--crops 256"  training crops to look at
+	$(PY) -m experiments.sigma $(call path,EXP) $(call each,SET) $(call switch,--tiny,TINY) $(call each,ARGS)
+
+prompt: install ## Write the fixed prompt's embeddings with FLUX's own text encoders
+##   FLUX=folder         local FLUX.1 in diffusers format (needed)
+##   OUT=prompt.safetensors  file to write, for transformer.prompt (needed)
+##   TEXT="a photo"      the prompt (default: S3Diff's positive one)
+	$(PY) -m experiments.prompt $(call path,FLUX) $(call path,OUT) $(call option,--text,TEXT) $(call each,ARGS)
 
 options: install ## Print every option of an experiment with its type, default and sentence
 	@$(PY) -m experiments.describe

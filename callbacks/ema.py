@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def decay_at(update: int, decay: float, warmup: float) -> float:
@@ -25,6 +25,7 @@ class Ema(Callback):
     step; a batch on which several optimizers step is one). warmup: 0 or False none, True is 10, or a number >= 1, see
     `decay_at`. The average starts at the parameters' values at fit start, stands in for them during validation, and is
     saved with the checkpoint. All ranks of DDP hold equal parameters, hence equal averages, without communication.
+    Of a module with `generator_parameters()` (name -> parameter) only these are averaged, so no discriminator is.
     Errors: ValueError for a value out of range, for a module without trainable parameters, or for a checkpoint whose
     averaged names are not the module's.
     """
@@ -56,7 +57,7 @@ class Ema(Callback):
             self._shadow, self._live, self._steps, self._updates = {}, {}, 0, 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainable = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
+        trainable = averaged_parameters(pl_module)
         if not trainable:
             raise ValueError("ema found no parameter with requires_grad: nothing to average, leave the EMA option out")
         if not self._shadow:
@@ -115,6 +116,14 @@ class Ema(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._shadow = {name: shadow.clone() for name, shadow in state_dict["shadow"].items()}
         self._steps, self._updates = state_dict["steps"], state_dict["updates"]
+
+
+def averaged_parameters(pl_module: LightningModule) -> dict[str, nn.Parameter]:
+    """The module's `generator_parameters()` where it has that method, else all its parameters with requires_grad."""
+    generator_parameters = getattr(pl_module, "generator_parameters", None)
+    if callable(generator_parameters):
+        return generator_parameters()
+    return {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
 
 
 def check_names(saved: set[str], trainable: set[str]) -> None:

@@ -56,9 +56,10 @@ def tensorboard_writer(trainer: Trainer) -> SummaryWriter | None:
 
 
 def logging_step(trainer: Trainer) -> int:
-    """The step at which Lightning's own scalars are logged: batches on which an optimizer stepped.
+    """The step at which Lightning's own scalars are logged: batches on which the generator stepped.
 
-    trainer.global_step counts every optimizer and would shift an arm with a discriminator against one without.
+    The same with accumulation and with a discriminator, so that arms with and without one line up; in a module with
+    several optimizers of its own, trainer.global_step may count each of them.
     """
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 

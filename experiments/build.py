@@ -1,29 +1,52 @@
 """From options to the objects of a run: plain values to plain constructors."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
 from torchmetrics import Metric
 
 from datamodules.randomness import generator_for
 from datamodules.sr4k import SR4KDataModule
-from experiments.checks import period_of
-from experiments.schema import Autoencoder, Experiment, LossOptions, OneStepFlux, OptimizerOptions, PerceptualOptions
+from experiments.checks import period_of, size_unit
+from experiments.schema import (
+    Autoencoder,
+    Experiment,
+    F16Decoder,
+    LatentFlow,
+    OneStepFlux,
+    OptimizerOptions,
+    PerceptualOptions,
+    TransformerOptions,
+)
+from lightning_modules.adversary import Adversary
 from lightning_modules.autoencoder import Autoencoder as AutoencoderModule
-from lightning_modules.networks.flux import build_flux, load_flux, set_theta
-from lightning_modules.networks.local_folder import load_whole
+from lightning_modules.f16_decoder import F16Decoder as F16DecoderModule
+from lightning_modules.latent_flow import LatentFlow as LatentFlowModule
+from lightning_modules.latent_flux import fixed_prompt
+from lightning_modules.networks.codec import Codec, load_codec
+from lightning_modules.networks.discriminator import Discriminator
+from lightning_modules.networks.flux import build_flux, load_flux
+from lightning_modules.networks.lora import add_encoder_lora, add_transformer_lora
+from lightning_modules.networks.prompt import read_prompt
+from lightning_modules.networks.rope import use_rope
 from lightning_modules.networks.small_codec import PATCH, SmallF16Codec
 from lightning_modules.one_step_flux import OneStepFlux as OneStepFluxModule
-from lightning_modules.one_step_flux import fixed_prompt
-from lightning_modules.super_resolution import AdamWSchedule, SuperResolution
-from losses.fidelity import L1, L2, PsnrY, SsimY
+from lightning_modules.super_resolution import AdamWSchedule, Manual, SuperResolution
+from losses.backbone import FrozenBackbone
+from losses.dists import BackboneDistance
+from losses.fidelity import L1, L2, ColorError, PsnrY, SsimY
+from losses.high_frequency import HighFrequencyLoss
 from losses.per_image import PerImageLoss
 from losses.perceptual import Lpips, PerceptualDistance, RandomFeatureDistance
 from losses.periodicity import CombRatio, Periodicity, PeriodicityLoss
 from losses.texture import TextureLoss
+from losses.wavelet import WaveletLoss
 from losses.weighted_sum import WeightedSum
 
-METRICS = ("psnr_y", "ssim_y", "perceptual", "periodicity", "comb_32", "comb_16", "comb_8")
+METRICS = ("psnr_y", "ssim_y", "perceptual", "periodicity", "comb_32", "comb_16", "comb_8", "color_error")
 """Validation metrics, logged as val/<name>; `perceptual` is what `perceptual_of` gives."""
 
 COMB_PITCHES = (32, 16, 8)
@@ -55,24 +78,28 @@ def build_system(options: Experiment) -> SuperResolution:
         torch.manual_seed(options.seed)
         if isinstance(options, OneStepFlux):
             return build_student(options)
+        if isinstance(options, LatentFlow):
+            return build_latent_flow(options)
         if isinstance(options, Autoencoder):
             return build_autoencoder(options)
+        if isinstance(options, F16Decoder):
+            return build_f16_decoder(options)
     raise ValueError(f"system={options.system}: no such system")
 
 
 def build_student(options: OneStepFlux) -> OneStepFluxModule:
-    codec = load_whole(SmallF16Codec, options.codec.path, "codec.path")
-    latent_channels, sizes = codec.config["latent_channels"], options.transformer
-    if sizes.path:
-        transformer = load_flux(sizes.path)
-    else:
-        transformer = build_flux(
-            latent_channels, sizes.double_blocks, sizes.single_blocks, sizes.heads, sizes.prompt_width
-        )
-    set_theta(transformer, sizes.rope.theta)
-    widths = (transformer.config["joint_attention_dim"], transformer.config["pooled_projection_dim"])
-    # not of options.seed: the prompt is part of the model, and no option of a later command may change it
-    prompt, pooled = fixed_prompt(sizes.prompt_tokens, *widths, generator_for((0,), "fixed prompt"))
+    codec, adapters = load_codec(options.codec.path, options.codec.layout), options.codec.lora
+    codec.requires_grad_(False)
+    transformer = build_transformer(options.transformer, codec, window_of(options))
+    if options.transformer.lora.rank:
+        lora = options.transformer.lora
+        add_transformer_lora(transformer, lora.rank, lora.alpha or lora.rank)
+    if adapters.rank:
+        add_encoder_lora(codec.encoder, adapters.rank, adapters.alpha or adapters.rank)
+    if options.transformer.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+        codec.enable_gradient_checkpointing()
+    prompt, pooled = build_prompt(options.transformer, transformer)
     return OneStepFluxModule(
         codec=codec,
         transformer=transformer,
@@ -80,10 +107,60 @@ def build_student(options: OneStepFlux) -> OneStepFluxModule:
         prompt=prompt,
         pooled_prompt=pooled,
         scale=options.data.scale,
-        losses=build_losses(options.losses, options.perceptual, period_of(options)),
+        losses=build_losses(options, period_of(options)),
+        metrics=build_metrics(options.perceptual, period_of(options)),
+        schedule=build_schedule(options.optimizer, options.trainer.steps),
+        noise=options.student.noise,
+        color_fix=options.student.color_fix,
+        latent_weight=options.losses.lrr.weight,
+        adversary=build_adversary(options),
+        optimisation=build_optimisation(options),
+    )
+
+
+def build_latent_flow(options: LatentFlow) -> LatentFlowModule:
+    codec = load_codec(options.codec.path, options.codec.layout)
+    transformer = build_transformer(options.transformer, codec, window_of(options))
+    if options.transformer.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    prompt, pooled = build_prompt(options.transformer, transformer)
+    return LatentFlowModule(
+        codec=codec,
+        transformer=transformer,
+        sigma=options.flow.sigma,
+        logit_mean=options.flow.logit_mean,
+        logit_std=options.flow.logit_std,
+        prompt=prompt,
+        pooled_prompt=pooled,
         metrics=build_metrics(options.perceptual, period_of(options)),
         schedule=build_schedule(options.optimizer, options.trainer.steps),
     )
+
+
+def build_transformer(options: TransformerOptions, codec: Codec, window: int) -> FluxTransformer2DModel:
+    """The transformer from its folder, or a new one that fits the codec, with the options' position embedding."""
+    if options.path:
+        transformer = load_flux(options.path, getattr(torch, options.dtype))
+    else:
+        transformer = build_flux(
+            codec.latent_channels, options.double_blocks, options.single_blocks, options.heads, options.prompt_width
+        )
+    use_rope(transformer, options.rope.variant, options.rope.theta, window)
+    return transformer
+
+
+def window_of(options: OneStepFlux | LatentFlow) -> int:
+    """Tokens per side that the position embedding takes as trained: as given, or those of the training crop."""
+    return options.transformer.rope.window or options.data.crop // size_unit(options)
+
+
+def build_prompt(options: TransformerOptions, transformer: FluxTransformer2DModel) -> tuple[Tensor, Tensor]:
+    """The fixed prompt's embeddings (T,D) and (D,): from their file, or seeded noise."""
+    if options.prompt:
+        return read_prompt(options.prompt)
+    widths = (transformer.config["joint_attention_dim"], transformer.config["pooled_projection_dim"])
+    # not of options.seed: the prompt is part of the model, and no option of a later command may change it
+    return fixed_prompt(options.prompt_tokens, *widths, generator_for((0,), "fixed prompt"))
 
 
 def build_autoencoder(options: Autoencoder) -> AutoencoderModule:
@@ -91,10 +168,53 @@ def build_autoencoder(options: Autoencoder) -> AutoencoderModule:
     return AutoencoderModule(
         codec=codec,
         linear_learning_rate=options.codec_training.linear_learning_rate,
-        losses=build_losses(options.losses, options.perceptual, period_of(options)),
+        losses=build_losses(options, period_of(options)),
         metrics=build_metrics(options.perceptual, period_of(options)),
         schedule=build_schedule(options.optimizer, options.trainer.steps),
+        adversary=build_adversary(options),
+        optimisation=build_optimisation(options),
     )
+
+
+def build_f16_decoder(options: F16Decoder) -> F16DecoderModule:
+    folder, weight = options.codec.path, options.decoder_training.scale_consistency
+    return F16DecoderModule(
+        codec=load_codec(folder, "f16"),
+        teacher=load_codec(folder, "f8") if weight else None,
+        scale_consistency=weight,
+        losses=build_losses(options, period_of(options)),
+        metrics=build_metrics(options.perceptual, period_of(options)),
+        schedule=build_schedule(options.optimizer, options.trainer.steps),
+        adversary=build_adversary(options),
+        optimisation=build_optimisation(options),
+    )
+
+
+def build_adversary(options: Experiment) -> Adversary | None:
+    """The discriminator and its loss, where the adversarial term has a weight."""
+    chosen, weight = options.adversary, options.losses.adversarial.weight
+    if not weight:
+        return None
+    backbone = build_backbone(chosen.model, chosen.stages, chosen.weights, "adversary")
+    return Adversary(
+        Discriminator(backbone, chosen.channels),
+        kind=chosen.kind,
+        real_label=chosen.real_label,
+        augment=chosen.augment,
+        weight=weight,
+        adaptive=chosen.adaptive,
+        learning_rate_factor=chosen.learning_rate_factor,
+    )
+
+
+def build_backbone(model: str, stages: Sequence[int], weights: str, option: str) -> FrozenBackbone:
+    """A frozen timm network from its file or, where there is none, from a seed that every run shares."""
+    generator = None if weights else generator_for((0,), "backbone")
+    return FrozenBackbone(model, stages, Path(weights) if weights else None, generator, option)
+
+
+def build_optimisation(options: Experiment) -> Manual:
+    return Manual(accumulate=options.trainer.accumulate, clip=options.trainer.clip)
 
 
 def build_schedule(optimizer: OptimizerOptions, steps: int) -> AdamWSchedule:
@@ -110,13 +230,20 @@ def build_schedule(optimizer: OptimizerOptions, steps: int) -> AdamWSchedule:
     )
 
 
-def build_losses(losses: LossOptions, perceptual: PerceptualOptions, period: int) -> WeightedSum:
-    """The terms whose weight is above 0."""
+def build_losses(options: Experiment, period: int) -> WeightedSum:
+    """The terms that compare images and whose weight is above 0."""
+    losses, dists = options.losses, options.dists
     ap, texture = losses.periodicity, losses.texture
     terms = {
         "l1": (losses.l1.weight, lambda: L1()),
         "l2": (losses.l2.weight, lambda: L2()),
-        "lpips": (losses.lpips.weight, lambda: perceptual_of(perceptual)),
+        "lpips": (losses.lpips.weight, lambda: perceptual_of(options.perceptual)),
+        "dists": (
+            losses.dists.weight,
+            lambda: BackboneDistance(build_backbone(dists.model, dists.stages, dists.weights, "dists")),
+        ),
+        "high_frequency": (losses.high_frequency.weight, lambda: HighFrequencyLoss()),
+        "wavelet": (losses.wavelet.weight, lambda: WaveletLoss()),
         "texture": (texture.weight, lambda: TextureLoss(texture.levels, texture.window, texture.epsilon)),
         "periodicity": (
             ap.weight,
@@ -134,6 +261,7 @@ def build_metrics(perceptual: PerceptualOptions, period: int) -> dict[str, Metri
         "perceptual": PerceptualDistance(perceptual_of(perceptual)),
         "periodicity": Periodicity(period=period),
         **{f"comb_{pitch}": CombRatio(pitch) for pitch in COMB_PITCHES},
+        "color_error": ColorError(),
     }
 
 

@@ -12,8 +12,8 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from callbacks.ema import averaged_weights
 from experiments.build import build_system
 from experiments.options import from_yaml
-from experiments.schema import Experiment
-from lightning_modules.super_resolution import SuperResolution, check_base, check_trainable
+from experiments.schema import Experiment, LossOptions
+from lightning_modules.super_resolution import SuperResolution, check_base, check_trainable, without_adversary
 
 OPTIONS_KEY = "options_yaml"
 NOT_OF_TRAINING = (
@@ -21,10 +21,12 @@ NOT_OF_TRAINING = (
     "data.val=bundled",
     "trainer.accelerator=auto",
     "trainer.threads=0",
-    "losses.l1.weight=1",
-    "losses.lpips.weight=0",
 )
 """Overrides under which a checkpoint loads for inference where the files and the machine of its training are not."""
+
+LATENT_FLOW = "latent_flow"
+NO_LOSSES = ("losses.l1.weight=1", *[f"losses.{name}.weight=0" for name in vars(LossOptions()) if name != "l1"])
+"""The same for the files that losses need; the system's own one, where images are not compared, needs none."""
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -69,12 +71,14 @@ def options_of(checkpoint: dict[str, Any], path: str | Path, overrides: Sequence
 def load_weights(system: SuperResolution, checkpoint: dict[str, Any], averaged: bool) -> None:
     """Put a checkpoint's trainable tensors into a system; `averaged` takes their moving average where one was kept.
 
-    ValueError where the tensors or the frozen base are not the system's.
+    An adversary's tensors stay as the system has them. ValueError where the tensors or the frozen base are not the
+    system's.
     """
     weights = checkpoint["state_dict"]
     if averaged:
         weights = averaged_weights(checkpoint) or weights
-    check_trainable(weights, system.trainable_parameters())
+    weights = without_adversary(weights)
+    check_trainable(weights, system.generator_parameters())
     check_base(checkpoint, system.base_fingerprint())
     parameters = dict(system.named_parameters())
     with torch.no_grad():
@@ -88,7 +92,8 @@ def load_system(path: str | Path, overrides: Sequence[str] = ()) -> tuple[SuperR
     What only the training needed, its data above all, may be missing here.
     """
     checkpoint = read_checkpoint(path)
-    options = options_of(checkpoint, path, [*NOT_OF_TRAINING, *overrides])
+    losses = () if f"system: {LATENT_FLOW}\n" in checkpoint[OPTIONS_KEY] else NO_LOSSES
+    options = options_of(checkpoint, path, [*NOT_OF_TRAINING, *losses, *overrides])
     system = build_system(options)
     load_weights(system, checkpoint, averaged=True)
     return system.eval().requires_grad_(False), options

@@ -8,9 +8,13 @@ from typing import Any
 import torch
 
 from datamodules.degradations.pipeline import PRESETS
-from experiments.schema import Autoencoder, Experiment, OneStepFlux
+from experiments.schema import Autoencoder, Experiment, F16Decoder, LatentFlow, LossOptions, OneStepFlux
+from lightning_modules.color_fix import COLOR_FIXES
+from lightning_modules.networks.codec import LAYOUTS, codec_cell
+from lightning_modules.networks.flux import TOKEN_CELLS
+from lightning_modules.networks.rope import VARIANTS
 from lightning_modules.networks.small_codec import PATCH
-from lightning_modules.one_step_flux import TOKEN_PITCH
+from losses.adversarial import KINDS
 from losses.periodicity import smallest_side
 
 
@@ -30,6 +34,10 @@ FOLDER: Rule = (
 )
 FILE: Rule = ("an existing file, or nothing", lambda value: not value or Path(value).is_file())
 BETAS: Rule = ("two values from 0 to below 1", lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value))
+STAGES: Rule = (
+    "ascending indices from 0",
+    lambda value: bool(value) and min(value) >= 0 and sorted(set(value)) == value,
+)
 WIDTHS: Rule = ("three values above 0", lambda value: len(value) == 3 and min(value) > 0)
 
 
@@ -55,14 +63,18 @@ RULES: dict[str, Rule] = {
     "perceptual.net": _one_of("squeeze", "alex", "vgg"),
     "perceptual.backbone": FILE,
     "perceptual.linear": FILE,
-    "losses.l1.weight": NOT_NEGATIVE,
-    "losses.l2.weight": NOT_NEGATIVE,
-    "losses.lpips.weight": NOT_NEGATIVE,
-    "losses.texture.weight": NOT_NEGATIVE,
+    "dists.weights": FILE,
+    "dists.stages": STAGES,
+    "adversary.weights": FILE,
+    "adversary.stages": STAGES,
+    "adversary.channels": POSITIVE,
+    "adversary.kind": _one_of(*KINDS),
+    "adversary.real_label": ("a value above 0.5, at most 1", lambda value: 0.5 < value <= 1),
+    "adversary.learning_rate_factor": POSITIVE,
+    **{f"losses.{name}.weight": NOT_NEGATIVE for name in vars(LossOptions())},
     "losses.texture.levels": POSITIVE,
     "losses.texture.window": POSITIVE,
     "losses.texture.epsilon": POSITIVE,
-    "losses.periodicity.weight": NOT_NEGATIVE,
     "losses.periodicity.period": ("0 or an even number", lambda value: value >= 0 and value % 2 == 0),
     "losses.periodicity.lags": POSITIVE,
     "losses.periodicity.quadrants": POSITIVE,
@@ -79,7 +91,7 @@ RULES: dict[str, Rule] = {
     "trainer.accelerator": _one_of("auto", "cpu", "gpu"),
     "trainer.devices": POSITIVE,
     "trainer.strategy": _one_of("auto", "ddp"),
-    "trainer.precision": _one_of("32-true", "bf16-mixed"),
+    "trainer.precision": _one_of("auto", "32-true", "bf16-mixed"),
     "trainer.threads": NOT_NEGATIVE,
     "trainer.accumulate": POSITIVE,
     "trainer.clip": POSITIVE,
@@ -88,15 +100,22 @@ RULES: dict[str, Rule] = {
     "trainer.log_every": POSITIVE,
     "trainer.panel_images": NOT_NEGATIVE,
 }
-STUDENT_RULES: dict[str, Rule] = {
+LORA_RULES: dict[str, Rule] = {"rank": NOT_NEGATIVE, "alpha": NOT_NEGATIVE}
+TRANSFORMER_RULES: dict[str, Rule] = {
+    "codec.layout": _one_of(*LAYOUTS),
+    "transformer.prompt": FILE,
+    "transformer.dtype": _one_of("float32", "bfloat16"),
     "transformer.rope.theta": POSITIVE,
+    "transformer.rope.variant": _one_of(*VARIANTS),
+    "transformer.rope.window": NOT_NEGATIVE,
     "transformer.double_blocks": POSITIVE,
     "transformer.single_blocks": POSITIVE,
     "transformer.heads": POSITIVE,
     "transformer.prompt_tokens": POSITIVE,
     "transformer.prompt_width": POSITIVE,
-    "student.sigma": ("a value above 0, at most 1", lambda value: 0 < value <= 1),
+    **{f"{part}.lora.{name}": rule for part in ("codec", "transformer") for name, rule in LORA_RULES.items()},
 }
+NOISE_LEVEL: Rule = ("a value above 0, at most 1", lambda value: 0 < value <= 1)
 CODEC_RULES: dict[str, Rule] = {
     "codec.latent_channels": POSITIVE,
     "codec.widths": WIDTHS,
@@ -104,17 +123,37 @@ CODEC_RULES: dict[str, Rule] = {
     "codec_training.pca_crops": POSITIVE,
     "codec_training.linear_learning_rate": NOT_NEGATIVE,
 }
+SYSTEM_RULES: dict[type[Experiment], dict[str, Rule]] = {
+    OneStepFlux: {
+        **TRANSFORMER_RULES,
+        "student.sigma": NOISE_LEVEL,
+        "student.noise": NOT_NEGATIVE,
+        "student.color_fix": _one_of(*COLOR_FIXES),
+    },
+    LatentFlow: {**TRANSFORMER_RULES, "flow.sigma": NOISE_LEVEL, "flow.logit_std": NOT_NEGATIVE},
+    Autoencoder: CODEC_RULES,
+    F16Decoder: {"codec.layout": _one_of("f16"), "decoder_training.scale_consistency": NOT_NEGATIVE},
+}
 
 
 def size_unit(options: Experiment) -> int:
-    """Pixels of which image sides are a multiple: a token's pitch for the student, a cell's for the codec."""
-    return TOKEN_PITCH if isinstance(options, OneStepFlux) else PATCH
+    """Pixels of which image sides are a multiple: a token's pitch for systems on Flux, a cell's for codecs."""
+    return cell_of(options) * (TOKEN_CELLS if isinstance(options, OneStepFlux | LatentFlow) else 1)
+
+
+def cell_of(options: Experiment) -> int:
+    """Pixels per latent cell of the codec that the options name; the small codec's where it is trained or missing."""
+    if isinstance(options, Autoencoder) or not options.codec.path:
+        return PATCH
+    try:
+        return codec_cell(options.codec.path, options.codec.layout)
+    except (ValueError, OSError):
+        return PATCH  # `_combinations` says what is wrong with the folder
 
 
 def check(options: Experiment) -> None:
     """Raise OptionError with every impossible value, one line each."""
-    system_rules = {OneStepFlux: STUDENT_RULES, Autoencoder: CODEC_RULES}[type(options)]
-    problems = [*_broken(RULES | system_rules, options), *_sizes(options), *_combinations(options)]
+    problems = [*_broken(RULES | SYSTEM_RULES[type(options)], options), *_sizes(options), *_combinations(options)]
     if problems:
         raise OptionError("\n".join(f"option {problem}" for problem in problems))
 
@@ -148,16 +187,52 @@ def _combinations(options: Experiment) -> Iterator[str]:
         yield "trainer.accelerator=gpu: torch finds no GPU here; expected cpu or auto"
     if options.losses.lpips.weight > 0 and not options.perceptual.backbone:
         yield "losses.lpips.weight is above 0, but perceptual.backbone names no file with trained weights"
-    weights = [getattr(options.losses, name).weight for name in vars(options.losses)]
-    if not any(weight > 0 for weight in weights):
-        yield f"losses.*.weight: all are 0; expected at least one of {', '.join(vars(options.losses))} above 0"
-    if isinstance(options, OneStepFlux) and not Path(options.codec.path, "config.json").is_file():
+    yield from _losses(options)
+    if isinstance(options, OneStepFlux | LatentFlow):
+        yield from _transformer(options)
+    if not isinstance(options, Autoencoder):
+        try:
+            codec_cell(options.codec.path, options.codec.layout)
+        except (ValueError, OSError) as error:
+            yield str(error)
+
+
+def _transformer(options: OneStepFlux | LatentFlow) -> Iterator[str]:
+    """A base that is not there, or that cannot be trained in its type."""
+    folder = options.transformer.path
+    if folder and not Path(folder, "config.json").is_file():
         yield (
-            f"codec.path={options.codec.path!r}: no config.json there; expected the folder of a trained codec "
-            "(`make train EXP=f16_vae/small` writes one to runs/f16_vae/small/codec)"
+            f"transformer.path={folder!r}: no config.json there; expected the folder of a FluxTransformer2DModel "
+            "(`make train EXP=op4ksr/pretrain_mini` writes one to runs/op4ksr/pretrain_mini/transformer)"
         )
+    adapted = isinstance(options, OneStepFlux) and options.transformer.lora.rank
+    if options.transformer.dtype == "bfloat16" and (not adapted or options.trainer.precision == "32-true"):
+        yield "transformer.dtype=bfloat16: expected transformer.lora.rank above 0 and trainer.precision not 32-true"
+    if options.transformer.rope.variant == "yarn" and options.transformer.rope.theta <= 1:
+        yield f"transformer.rope.theta={options.transformer.rope.theta}: expected a value above 1 for yarn"
+
+
+def _losses(options: Experiment) -> Iterator[str]:
+    """Losses that nothing trains with, and none at all."""
+    weights = {name: term.weight for name, term in vars(options.losses).items()}
+    used = [name for name, weight in weights.items() if weight > 0]
+    if isinstance(options, LatentFlow):
+        if used:
+            yield f"losses.{used[0]}.weight={weights[used[0]]}: system latent_flow has one loss of its own; expected 0"
+        return
+    images = [name for name in used if name not in ("lrr", "adversarial")]
+    if not images:
+        expected = ", ".join(name for name in weights if name not in ("lrr", "adversarial"))
+        yield f"losses.*.weight: no term compares images; expected at least one of {expected} above 0"
+    if weights["lrr"] > 0 and not (isinstance(options, OneStepFlux) and options.codec.lora.rank):
+        yield f"losses.lrr.weight={weights['lrr']}: it trains the encoder's adapters; expected codec.lora.rank above 0"
+
+
+def has_bf16_base(options: Experiment) -> bool:
+    """Whether the transformer's weights are bf16, so that it runs under autocast alone."""
+    return isinstance(options, OneStepFlux) and options.transformer.dtype == "bfloat16"
 
 
 def period_of(options: Experiment) -> int:
-    """L_AP's period in px: as given, or the pitch of the student's tokens."""
-    return options.losses.periodicity.period or TOKEN_PITCH
+    """L_AP's period in px: as given, or the pitch of the tokens on the codec in use."""
+    return options.losses.periodicity.period or cell_of(options) * TOKEN_CELLS

@@ -14,6 +14,7 @@ from datamodules.degradations.pipeline import PRESETS, DegradationPipeline
 from datamodules.image_io import read_image, write_image
 from datamodules.synthetic import LARGE_PHOTOGRAPH, bundled_path
 from experiments.checkpoints import load_system
+from experiments.checks import period_of
 from experiments.inference import autocast, machine_name, pick_device
 from experiments.measure import (
     SHUFFLED,
@@ -62,7 +63,7 @@ class DemoReport:
 
     def methods(self) -> dict[str, Method]:
         """Bicubic, the codec's round trips, the students, the first one with shuffled ids, and hr."""
-        references = reference_methods(codec_round_trip(self.students[STUDENT]))
+        references = reference_methods(codec_round_trip(self.students[STUDENT].codec))
         hr = references.pop("hr")
         students = {name: student_method(student) for name, student in self.students.items()}
         shuffled = shuffled_method(self.students[STUDENT], 0)
@@ -70,7 +71,7 @@ class DemoReport:
 
     def table(self) -> str:
         """The figures of every method on photographs and on flat images, and what shuffled positions cost."""
-        metrics = standard_metrics(self.options.perceptual, self.options.data.scale)
+        metrics = standard_metrics(self.options.perceptual, self.options.data.scale, period_of(self.options))
         scores = measure(self.methods(), self.images, metrics, self.precision, self.device)
         rows = summarise(scores, metrics)
         groups = {image.group: [i.name for i in self.images if i.group == image.group] for image in self.images}

@@ -24,16 +24,19 @@ from datamodules.benchmarks import Benchmark, BenchmarkImage, open_benchmark
 from datamodules.degradations.pipeline import PRESETS, DegradationPipeline
 from experiments.build import perceptual_name
 from experiments.checkpoints import load_system
+from experiments.checks import period_of
 from experiments.command_line import quiet, user_errors
 from experiments.inference import autocast, machine_name, pick_device
 from experiments.measure import (
+    DENOISED,
+    DENOISED_SHUFFLED,
     SHUFFLED,
     STUDENT,
     ImageScores,
     Method,
     Row,
-    autoencoder_round_trip,
     codec_round_trip,
+    denoiser_methods,
     markdown_table,
     measure,
     reference_methods,
@@ -45,6 +48,9 @@ from experiments.measure import (
 )
 from experiments.schema import Experiment
 from lightning_modules.autoencoder import Autoencoder
+from lightning_modules.f16_decoder import F16Decoder
+from lightning_modules.latent_flow import LatentFlow
+from lightning_modules.networks.codec import Codec
 from lightning_modules.one_step_flux import OneStepFlux
 from lightning_modules.super_resolution import SuperResolution
 
@@ -71,7 +77,7 @@ def evaluate(checkpoint: str, data: str, overrides: list[str], crop: int | None)
     border = options.data.scale
     images = open_test_set(options, data, crop)
     methods = methods_of(system, options)
-    metrics = standard_metrics(options.perceptual, border)
+    metrics = standard_metrics(options.perceptual, border, period_of(options))
     digest = hashlib.blake2b(digest_size=8)
     scores = measure(methods, fingerprinted(images, digest), metrics, autocast(options, device), device, len(images))
     rows = summarise(scores, metrics)
@@ -99,14 +105,16 @@ def open_test_set(options: Experiment, data: str, crop: int | None) -> Benchmark
 def methods_of(system: SuperResolution, options: Experiment) -> dict[str, Method]:
     """The rows of the table: a student beside its references, or a codec's own round trip."""
     if isinstance(system, OneStepFlux):
-        references = reference_methods(codec_round_trip(system))
+        references = reference_methods(codec_round_trip(system.codec))
         hr = references.pop("hr")
         student = {STUDENT: student_method(system), SHUFFLED: shuffled_method(system, 0)}
         return {**references, **student, "hr": hr}
-    if isinstance(system, Autoencoder):
-        references = reference_methods(autoencoder_round_trip(system.reconstruct))
-        return {name: references[name] for name in ("codec(hr)", "hr")}
-    raise ValueError(f"system={options.system} cannot be evaluated; expected one_step_flux or autoencoder")
+    if isinstance(system, LatentFlow | Autoencoder | F16Decoder):
+        codec = system.codec if isinstance(system.codec, Codec) else Codec(system.codec)
+        references = reference_methods(codec_round_trip(codec))
+        flow = denoiser_methods(system, 0) if isinstance(system, LatentFlow) else {}
+        return {"codec(hr)": references["codec(hr)"], **flow, "hr": references["hr"]}
+    raise ValueError(f"system={options.system} cannot be evaluated")
 
 
 def fingerprinted(images: Iterable[BenchmarkImage], digest: "hashlib.blake2b") -> Iterator[BenchmarkImage]:
@@ -127,21 +135,27 @@ def protocol(options: Experiment, images: Benchmark, border: int, crop: int | No
     return (
         f"Scale {data.scale}; {cut}{made}. All images are clamped and rounded to 8 bits. PSNR and SSIM on BT.601 Y "
         f"(16-235), {border} px cropped at each border, SSIM with an 11 x 11 Gaussian window (sigma 1.5). Perceptual "
-        f"distance: {perceptual_name(options.perceptual)}, on whole images, lower is better. Means over images; "
-        f"medians for comb ratios. '-': all images are too small for this metric."
+        f"distance: {perceptual_name(options.perceptual)}, on whole images, lower is better. Colour: difference of the "
+        f"channels' means in grey levels. Means over images; medians for comb ratios. '-': all images are too small "
+        f"for this metric."
     )
 
 
 def report(facts: dict[str, Any], table: str, rows: list[Row]) -> str:
     """The results as Markdown."""
     lines = [f"    {facts['command']}", "", f"{facts['machine']}, {facts['date']}.", facts["protocol"], "", table, ""]
-    for group, cost in shuffle_cost(rows).items():
+    for group, cost in shuffle_cost(rows, *shuffled_pair(rows)).items():
         parts = [f"{cost['psnr_y']:+.3f} dB PSNR-Y"] if "psnr_y" in cost else []
         parts += [f"{cost['perceptual']:+.4f} perceptual distance"] if "perceptual" in cost else []
-        lines.append(f"Id-shuffle cost, {group}: {', '.join(parts)} (0: the student ignores position).")
+        lines.append(f"Id-shuffle cost, {group}: {', '.join(parts)} (0: positions are ignored).")
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     lines += ["", f"Checkpoint sha256 {facts['checkpoint_sha256'][:16]}, data {facts['data_fingerprint']}; {versions}."]
     return "\n".join(lines) + "\n"
+
+
+def shuffled_pair(rows: list[Row]) -> tuple[str, str]:
+    """The two methods whose difference is the id-shuffle cost."""
+    return (DENOISED, DENOISED_SHUFFLED) if any(row.method == DENOISED for row in rows) else (STUDENT, SHUFFLED)
 
 
 def results(facts: dict[str, Any], rows: list[Row], scores: list[ImageScores]) -> dict[str, Any]:
@@ -149,7 +163,7 @@ def results(facts: dict[str, Any], rows: list[Row], scores: list[ImageScores]) -
     return {
         **facts,
         "rows": [asdict(row) for row in rows],
-        "id_shuffle_cost": shuffle_cost(rows),
+        "id_shuffle_cost": shuffle_cost(rows, *shuffled_pair(rows)),
         "images": [asdict(score) for score in scores],
     }
 

@@ -9,10 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from experiments.checks import has_bf16_base
 from experiments.schema import Experiment
+from lightning_modules.networks.codec import Codec
+from lightning_modules.networks.f16_vae import is_f16
 from lightning_modules.networks.flux import HEAD_CHANNELS
-from lightning_modules.networks.small_codec import PATCH
-from lightning_modules.one_step_flux import TOKEN_PITCH, OneStepFlux
+from lightning_modules.networks.small_codec import PATCH, SmallF16Codec
+from lightning_modules.one_step_flux import OneStepFlux
 from lightning_modules.super_resolution import resize_up
 
 GIB = 2**30
@@ -25,6 +28,8 @@ _WRITE_BYTES = {8: 44, 16: 64}
 # Bytes per pixel of a strip at the codec's stride 4, and per channel of a token inside a block of the transformer.
 _STRIP_BYTES = 60
 _TOKEN_BYTES = 40
+# Bytes per pixel and channel of the finest stage of diffusers' autoencoders, which run whole.
+_STAGE_BYTES = 16
 
 
 def pick_device(options: Experiment) -> torch.device:
@@ -33,9 +38,10 @@ def pick_device(options: Experiment) -> torch.device:
 
 
 def autocast(options: Experiment, device: torch.device) -> torch.autocast:
-    """bf16 where trainer.precision asks for it and the device computes in it; else a context that does nothing."""
-    wanted = options.trainer.precision == "bf16-mixed"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted and has_bf16(device))
+    """bf16 where trainer.precision allows it and the device computes in it; else a context that does nothing."""
+    wanted = options.trainer.precision != "32-true"
+    enabled = has_bf16_base(options) or (wanted and has_bf16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -58,14 +64,25 @@ def expected_peak(student: OneStepFlux, size: tuple[int, int], bit_depth: int = 
     The largest of three phases, which follow one another: the encoder (the image three times over, one strip), the
     transformer (its tokens; SDPA materialises no scores), and writing (the image as floats and as integers).
     """
-    height, width = (-(-side // TOKEN_PITCH) * TOKEN_PITCH for side in size)
-    pixels = height * width
-    strip = min(height, PATCH * (STRIP_ROWS + 2 * student.codec.encoder.fine_halo)) * width
+    pitch = student.token_pitch
+    height, width = (-(-side // pitch) * pitch for side in size)
     channels = student.transformer.config["num_attention_heads"] * HEAD_CHANNELS
-    encode = _ENCODE_BYTES * pixels + _STRIP_BYTES * strip
-    transform = 12 * pixels + _TOKEN_BYTES * channels * pixels // TOKEN_PITCH**2
+    pixels = height * width
+    encode = _ENCODE_BYTES * pixels + _codec_bytes(student.codec, height, width)
+    transform = 12 * pixels + _TOKEN_BYTES * channels * pixels // pitch**2
     write = _WRITE_BYTES[bit_depth] * pixels * (4 if alpha else 3) // 3
     return max(encode, transform, write)
+
+
+def _codec_bytes(codec: Codec, height: int, width: int) -> int:
+    """What the codec's activations take: of the small one a strip's, of the others the whole finest stage's."""
+    if isinstance(codec.model, SmallF16Codec):
+        return _STRIP_BYTES * min(height, PATCH * (STRIP_ROWS + 2 * codec.model.encoder.fine_halo)) * width
+    config = codec.model.config
+    finest = config.get("block_out_channels") or config["decoder_block_out_channels"]
+    # the last decoder stage takes the channels of the one before; F16 runs it at half of the size
+    shrink = 4 if is_f16(codec.model) else 1
+    return _STAGE_BYTES * max(finest[:2]) * height * width // shrink
 
 
 def resident_memory(device: torch.device) -> int:

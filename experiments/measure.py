@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from tqdm import tqdm
 
 from datamodules.benchmarks import BenchmarkImage
@@ -18,9 +18,12 @@ from datamodules.randomness import generator_for
 from experiments.build import COMB_PITCHES, perceptual_name, perceptual_of
 from experiments.inference import STRIP_ROWS
 from experiments.schema import PerceptualOptions
-from lightning_modules.networks.small_codec import PATCH
-from lightning_modules.one_step_flux import TOKEN_PITCH, OneStepFlux
+from lightning_modules.latent_flow import LatentFlow
+from lightning_modules.networks.codec import Codec
+from lightning_modules.networks.lora import without_adapters
+from lightning_modules.one_step_flux import OneStepFlux
 from lightning_modules.super_resolution import pad_to_multiple, resize_up
+from losses.color import color_error
 from losses.comb_ratio import comb_ratio
 from losses.fidelity import psnr, ssim
 from losses.periodicity import periodicity_scores, smallest_side
@@ -29,6 +32,7 @@ Method = Callable[[Tensor, Tensor], Tensor]
 """method(lr, hr) -> image of hr's size: (1,3,h,w) and (1,3,H,W) in [0,1]; references alone look at hr's pixels."""
 
 STUDENT, SHUFFLED = "student", "student, ids shuffled"
+DENOISED, DENOISED_SHUFFLED = "denoised", "denoised, ids shuffled"
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Row:
     values: dict[str, float | None]
 
 
-def standard_metrics(options: PerceptualOptions, crop_border: int, period: int = TOKEN_PITCH) -> list[Score]:
+def standard_metrics(options: PerceptualOptions, crop_border: int, period: int) -> list[Score]:
     """The columns of the project's tables."""
     distance = perceptual_of(options)
     return [
@@ -78,6 +82,7 @@ def standard_metrics(options: PerceptualOptions, crop_border: int, period: int =
             digits=4,
         ),
         *[_comb(pitch) for pitch in COMB_PITCHES],
+        Score("color_error", "colour", color_error, digits=2),
     ]
 
 
@@ -102,21 +107,30 @@ def student_method(student: OneStepFlux) -> Method:
 
 def shuffled_method(student: OneStepFlux, seed: int) -> Method:
     """The student with its image ids permuted; the permutation depends on the seed and the image's size alone."""
-    return lambda lr, hr: student.upscale_with_shuffled_ids(lr, generator_for((seed,), "shuffled ids"))
+    return lambda lr, hr: student.restore(resize_up(lr, _size(hr)), STRIP_ROWS, generator_for((seed,), "shuffled ids"))
 
 
-def codec_round_trip(student: OneStepFlux) -> Callable[[Tensor], Tensor]:
-    """decode(encode(image)) of (1,3,H,W) in [0,1], any size."""
-    return lambda image: _cropped(student.decode(student.encode(_padded(image), STRIP_ROWS), STRIP_ROWS), image)
+def denoiser_methods(flow: LatentFlow, seed: int) -> dict[str, Method]:
+    """What a pretrained flow makes of hr, noised in latent space; the same noise with the ids in order and permuted."""
+
+    def denoise(hr: Tensor, shuffle: Generator | None) -> Tensor:
+        return flow.denoise(hr, [generator_for((seed,), "flow noise")], shuffle)
+
+    return {
+        DENOISED: lambda lr, hr: denoise(hr, None),
+        DENOISED_SHUFFLED: lambda lr, hr: denoise(hr, generator_for((seed,), "shuffled ids")),
+    }
 
 
-def autoencoder_round_trip(reconstruct: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The same for a system that is the codec itself."""
-    return lambda image: _cropped(reconstruct(_padded(image)), image)
+def codec_round_trip(codec: Codec) -> Callable[[Tensor], Tensor]:
+    """decode(encode(image)) of (1,3,H,W) in [0,1], any size, through the encoder as it was before any adapters."""
 
+    def reconstruct(image: Tensor) -> Tensor:
+        with without_adapters(codec):
+            latent = codec.encode(pad_to_multiple(image, codec.cell), STRIP_ROWS)
+            return _cropped(codec.decode(latent, STRIP_ROWS), image)
 
-def _padded(image: Tensor) -> Tensor:
-    return pad_to_multiple(image, PATCH)
+    return reconstruct
 
 
 def _cropped(image: Tensor, like: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Every option of an experiment: its type, its default, its unit, and one sentence.
 
-The root is one of `OneStepFlux` and `Autoencoder`, chosen by the key `system` of the YAML. `experiments/options.py`
+The root is one of the classes in `SYSTEMS`, chosen by the key `system` of the YAML. `experiments/options.py`
 merges a YAML file and `SET="a.b=1"` over it, `experiments/checks.py` refuses impossible values.
 """
 
@@ -34,13 +34,25 @@ class DataOptions:
     val_batch_size: int = 1
     """Validation crops per batch and rank."""
     degradation: str = "omgsr"
-    """Preset that makes lr from hr: omgsr (two orders, no sinc filter) or bicubic."""
+    """Preset that makes lr from hr: real_esrgan, omgsr (milder), bicubic (MATLAB's rule) or none (scale 1)."""
+
+
+@dataclass
+class LoraOptions:
+    rank: int = 0
+    """Rank of the adapters; 0: none, see the section's own sentence for what is trained then."""
+    alpha: float = 0.0
+    """Scale of the adapters, applied as alpha / rank; 0: as large as the rank."""
 
 
 @dataclass
 class CodecOptions:
     path: str = ""
-    """Local folder of a trained codec (config.json and safetensors); its training writes <run>/codec."""
+    """Local folder of a codec: SmallF16Codec, AutoencoderKL or AutoencoderTiny; codecs' trainings write <run>/codec."""
+    layout: str = "f16"
+    """How an AutoencoderKL is run: f8, or f16 (stride 2 in front, nearest x2 behind); other codecs have one layout."""
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    """Adapters of the encoder of a one-step student; the codec is frozen at rank 0."""
     latent_channels: int = 64
     """Channels of the latent; read only where the codec itself is trained, else taken from `path`."""
     widths: list[int] = field(default_factory=lambda: [48, 96, 192])
@@ -61,29 +73,61 @@ class CodecTrainingOptions:
 class RopeOptions:
     theta: float = 10000.0
     """Base frequency of the rotary position embedding; RFR (OP4KSR) lowers it to 100."""
+    variant: str = "plain"
+    """plain, interpolation, ntk or yarn: what happens to an image with more tokens than `window` per side."""
+    window: int = 0
+    """Tokens per side that the variants take as trained; 0: those of data.crop."""
 
 
 @dataclass
 class TransformerOptions:
     path: str = ""
     """Local folder of a FluxTransformer2DModel in diffusers format; empty: one is built from the sizes below."""
+    dtype: str = "float32"
+    """Type of a loaded base's weights: float32, or bfloat16 for half the memory; that needs adapters and bf16-mixed."""
     double_blocks: int = 2
     """Blocks with separate streams for text and image."""
     single_blocks: int = 4
     """Blocks with one joint stream."""
     heads: int = 2
     """Attention heads of 128 channels each."""
+    prompt: str = ""
+    """Safetensors file of the fixed prompt's embeddings, as `make prompt` writes it; empty: seeded noise (ours)."""
     prompt_tokens: int = 4
-    """Tokens of the fixed prompt embedding (seeded noise; a small transformer has no text encoder behind it)."""
+    """Tokens of that seeded noise; a small transformer has no text encoder behind it."""
     prompt_width: int = 64
     """Channels of the fixed prompt embedding, pooled and per token; a transformer from `path` says its own."""
+    gradient_checkpointing: bool = False
+    """Recompute the blocks' activations in the backward pass, the codec's too: less memory, a third more time."""
     rope: RopeOptions = field(default_factory=RopeOptions)
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    """Adapters of the transformer; it is trained whole at rank 0."""
 
 
 @dataclass
 class StudentOptions:
     sigma: float = 0.505
     """Noise level at which the transformer is entered, 0-1; the same in training and inference (OMGSR: 0.505)."""
+    noise: float = 0.0
+    """Deviation of the seeded noise added to the lr image's latent, in units of the latent's own (ours; OMGSR: 0)."""
+    color_fix: str = "none"
+    """Whose colours the result has: none (its own), adain or wavelet (those of lr); at inference alone."""
+
+
+@dataclass
+class FlowOptions:
+    logit_mean: float = 0.0
+    """Mean of the normal draw whose sigmoid is a sample's noise level."""
+    logit_std: float = 1.0
+    """Deviation of that draw."""
+    sigma: float = 0.505
+    """Noise level of validation: the one at which the student enters."""
+
+
+@dataclass
+class DecoderTrainingOptions:
+    scale_consistency: float = 0.0
+    """Weight of the distance to what the F8 decoder's last convolution sees (Diffusion-4K: 1); 0 needs no teacher."""
 
 
 @dataclass
@@ -94,6 +138,38 @@ class PerceptualOptions:
     """Local file with the backbone's `features` weights (torchvision); empty: no trained network is used."""
     linear: str = ""
     """Local file with LPIPS's linear weights; empty: those that the package lpips brings along."""
+
+
+@dataclass
+class DistsOptions:
+    model: str = "convnext_tiny.dinov3_lvd1689m"
+    """timm's name of the frozen network over which losses.dists compares; its tag says how images are normalised."""
+    weights: str = ""
+    """Local file with its weights in timm's layout; empty: seeded random ones (ours)."""
+    stages: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
+    """Feature maps that are compared, beside the image itself."""
+
+
+@dataclass
+class AdversaryOptions:
+    model: str = "convnext_tiny.dinov3_lvd1689m"
+    """timm's name of the discriminator's frozen backbone; its tag says how images are normalised."""
+    weights: str = ""
+    """Local file with its weights in timm's layout; empty: seeded random ones (ours)."""
+    stages: list[int] = field(default_factory=lambda: [1, 2, 3])
+    """Feature maps on which a head each judges."""
+    channels: int = 64
+    """Channels of the heads."""
+    kind: str = "bce"
+    """Loss: bce or hinge."""
+    real_label: float = 0.8
+    """Label of real images in bce, above 0.5 and at most 1."""
+    augment: bool = True
+    """DiffAugment (colour, translation, cutout) of all that the discriminator sees."""
+    adaptive: bool = False
+    """Scale the term to the gradient of the others at the last trained layer (VQGAN); for decoders."""
+    learning_rate_factor: float = 1.0
+    """Learning rate of the heads as a factor of the generator's."""
 
 
 @dataclass
@@ -135,6 +211,11 @@ class LossOptions:
     l1: WeightOptions = field(default_factory=WeightOptions)
     l2: WeightOptions = field(default_factory=WeightOptions)
     lpips: WeightOptions = field(default_factory=WeightOptions)
+    dists: WeightOptions = field(default_factory=WeightOptions)
+    high_frequency: WeightOptions = field(default_factory=WeightOptions)
+    wavelet: WeightOptions = field(default_factory=WeightOptions)
+    lrr: WeightOptions = field(default_factory=WeightOptions)
+    adversarial: WeightOptions = field(default_factory=WeightOptions)
     texture: TextureOptions = field(default_factory=TextureOptions)
     periodicity: PeriodicityOptions = field(default_factory=PeriodicityOptions)
 
@@ -171,8 +252,8 @@ class TrainerOptions:
     """Processes on this machine, one per GPU."""
     strategy: str = "auto"
     """auto or ddp (Lightning)."""
-    precision: str = "bf16-mixed"
-    """32-true or bf16-mixed; on CPUs with AVX512-BF16 or AMX mixed precision is 1.7 times faster."""
+    precision: str = "auto"
+    """32-true, bf16-mixed, or auto: bf16-mixed where the machine computes in it; emulated it is 15 times slower."""
     threads: int = 0
     """CPU threads of torch per process; 0: its own choice."""
     accumulate: int = 1
@@ -192,7 +273,7 @@ class TrainerOptions:
 @dataclass
 class Experiment:
     system: str = MISSING
-    """one_step_flux or autoencoder."""
+    """one_step_flux, latent_flow, autoencoder or f16_decoder."""
     name: str = MISSING
     """Name of the run's folder under `runs`; a file's own path under experiments/ unless given."""
     runs: str = "runs"
@@ -202,6 +283,8 @@ class Experiment:
     data: DataOptions = field(default_factory=DataOptions)
     codec: CodecOptions = field(default_factory=CodecOptions)
     perceptual: PerceptualOptions = field(default_factory=PerceptualOptions)
+    dists: DistsOptions = field(default_factory=DistsOptions)
+    adversary: AdversaryOptions = field(default_factory=AdversaryOptions)
     losses: LossOptions = field(default_factory=LossOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     ema: EmaOptions = field(default_factory=EmaOptions)
@@ -217,10 +300,30 @@ class OneStepFlux(Experiment):
 
 
 @dataclass
+class LatentFlow(Experiment):
+    """A Flux transformer pretrained by flow matching on latents: the base of a student's adapters."""
+
+    transformer: TransformerOptions = field(default_factory=TransformerOptions)
+    flow: FlowOptions = field(default_factory=FlowOptions)
+
+
+@dataclass
 class Autoencoder(Experiment):
     """The small F16 codec, trained from scratch."""
 
     codec_training: CodecTrainingOptions = field(default_factory=CodecTrainingOptions)
 
 
-SYSTEMS: dict[str, type[Experiment]] = {"one_step_flux": OneStepFlux, "autoencoder": Autoencoder}
+@dataclass
+class F16Decoder(Experiment):
+    """The decoder of an AutoencoderKL in F16 layout, trained from its F8 weights."""
+
+    decoder_training: DecoderTrainingOptions = field(default_factory=DecoderTrainingOptions)
+
+
+SYSTEMS: dict[str, type[Experiment]] = {
+    "one_step_flux": OneStepFlux,
+    "latent_flow": LatentFlow,
+    "autoencoder": Autoencoder,
+    "f16_decoder": F16Decoder,
+}

@@ -19,12 +19,18 @@ from callbacks.spectrum import Spectrum
 from callbacks.throughput import Throughput
 from experiments.build import METRICS, build_data, build_system, pca_patches
 from experiments.checkpoints import OPTIONS_KEY, AtomicCheckpoints, load_weights, options_of, read_checkpoint
+from experiments.checks import has_bf16_base
 from experiments.command_line import quiet, user_errors
+from experiments.inference import has_bf16
 from experiments.options import load_options, to_yaml
 from experiments.schema import Autoencoder, Experiment
 from lightning_modules.autoencoder import Autoencoder as AutoencoderModule
+from lightning_modules.f16_decoder import F16Decoder
+from lightning_modules.latent_flow import LatentFlow
+from lightning_modules.latent_flux import LatentFlux
 from lightning_modules.networks.flux import distinguishable_pairs
-from lightning_modules.one_step_flux import OneStepFlux as OneStepFluxModule
+from lightning_modules.networks.lora import has_lora, save_encoder_lora, save_lora
+from lightning_modules.one_step_flux import OneStepFlux
 from lightning_modules.super_resolution import SuperResolution
 
 
@@ -68,8 +74,8 @@ def train(options: Experiment, resume: str = "", init: str = "") -> Path:
         print(summary(options, system, folder), flush=True)
     trainer.fit(system, datamodule=data, ckpt_path=resume or None, weights_only=True if resume else None)
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
-    if isinstance(system, AutoencoderModule) and trainer.is_global_zero:
-        save_codec(system, trainer, folder)
+    if trainer.is_global_zero:
+        save_products(system, folder)
     return folder
 
 
@@ -91,15 +97,16 @@ def run_folder(options: Experiment, resume: str = "") -> Path:
 
 def build_trainer(options: Experiment, folder: Path) -> pl.Trainer:
     trainer = options.trainer
+    manual = options.losses.adversarial.weight > 0  # the system does itself what the Trainer refuses then
     return pl.Trainer(
         # auto is a CUDA GPU or the CPU: the degradations compute in float64, which Apple's MPS lacks
         accelerator="cuda" if trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu",
         devices=trainer.devices,
         strategy=trainer.strategy,
-        precision=trainer.precision,  # type: ignore[arg-type]  # one of the choices in checks.py
+        precision=precision_of(options),  # type: ignore[arg-type]  # one of the choices in checks.py
         max_steps=trainer.steps,
-        accumulate_grad_batches=trainer.accumulate,
-        gradient_clip_val=trainer.clip,
+        accumulate_grad_batches=1 if manual else trainer.accumulate,
+        gradient_clip_val=None if manual else trainer.clip,
         val_check_interval=min(trainer.validate_every, trainer.steps) * trainer.accumulate,
         check_val_every_n_epoch=1,
         num_sanity_val_steps=0,
@@ -110,6 +117,17 @@ def build_trainer(options: Experiment, folder: Path) -> pl.Trainer:
         callbacks=build_callbacks(options, folder),
         plugins=[AtomicCheckpoints()],
     )
+
+
+def precision_of(options: Experiment) -> str:
+    """The precision of training: as given, or for `auto` the faster one of the two on this machine."""
+    trainer = options.trainer
+    if trainer.precision != "auto":
+        return trainer.precision
+    if has_bf16_base(options):
+        return "bf16-mixed"
+    gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if has_bf16(torch.device("cuda" if gpu else "cpu")) else "32-true"
 
 
 def build_callbacks(options: Experiment, folder: Path) -> list[Callback]:
@@ -128,11 +146,21 @@ def build_callbacks(options: Experiment, folder: Path) -> list[Callback]:
     return callbacks
 
 
-def save_codec(system: AutoencoderModule, trainer: pl.Trainer, folder: Path) -> None:
-    """Write the averaged codec to <run>/codec, the folder that `codec.path` of a student takes."""
-    checkpoint = read_checkpoint(folder / "checkpoints" / "last.ckpt")
-    load_weights(system, checkpoint, averaged=True)
-    system.codec.save_pretrained(folder / "codec")
+def save_products(system: SuperResolution, folder: Path) -> None:
+    """Write the averaged weights as other experiments and other programs take them.
+
+    A codec to <run>/codec (`codec.path`), a pretrained transformer to <run>/transformer (`transformer.path`), adapters
+    to <run>/lora, where plain diffusers reads the transformer's.
+    """
+    load_weights(system, read_checkpoint(folder / "checkpoints" / "last.ckpt"), averaged=True)
+    if isinstance(system, AutoencoderModule | F16Decoder):
+        system.codec.save_pretrained(folder / "codec")
+    if isinstance(system, LatentFlow):
+        system.transformer.save_pretrained(folder / "transformer")
+    if isinstance(system, OneStepFlux) and has_lora(system.transformer):
+        save_lora(system.transformer, folder / "lora")
+    if isinstance(system, OneStepFlux) and has_lora(system.codec.encoder):
+        save_encoder_lora(system.codec.encoder, folder / "lora")
 
 
 def summary(options: Experiment, system: SuperResolution, folder: Path) -> str:
@@ -140,15 +168,19 @@ def summary(options: Experiment, system: SuperResolution, folder: Path) -> str:
     count = {True: 0, False: 0}
     for parameter in system.parameters():
         count[parameter.requires_grad] += parameter.numel()
+    weights = {name: term.weight for name, term in vars(options.losses).items() if term.weight}
     lines = [
         f"run         {folder}",
         f"parameters  {count[True] / 1e6:.2f} M trained, {count[False] / 1e6:.2f} M frozen",
         f"batches     {options.data.batch_size} crops of {options.data.crop} px, {options.trainer.steps} steps",
-        f"losses      {', '.join(f'{name} x {weight:g}' for name, weight in system.losses.weights.items())}",
+        f"losses      {', '.join(f'{name} x {weight:g}' for name, weight in weights.items()) or 'flow matching'}",
+        f"precision   {precision_of(options)}",
     ]
-    if isinstance(system, OneStepFluxModule):
+    if isinstance(system, LatentFlux):
+        rope = system.transformer.pos_embed
         pairs, of = distinguishable_pairs(system.transformer)
-        lines.append(f"rope        theta {system.transformer.pos_embed.theta:g}: {pairs}/{of} pairs >= 5 degrees")
+        variant = "" if rope.variant == "plain" else f", {rope.variant} above {rope.window} tokens per side"
+        lines.append(f"rope        theta {rope.theta:g}: {pairs}/{of} pairs >= 5 degrees{variant}")
     return "\n".join(lines)
 
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_modules.adversary import Adversary
 from lightning_modules.networks.small_codec import SmallF16Codec
-from lightning_modules.super_resolution import AdamWSchedule, SuperResolution
+from lightning_modules.super_resolution import AdamWSchedule, Manual, SuperResolution
 from losses.weighted_sum import WeightedSum
 
 
@@ -24,8 +25,10 @@ class Autoencoder(SuperResolution):
         losses: WeightedSum,
         metrics: Mapping[str, Metric],
         schedule: AdamWSchedule,
+        adversary: Adversary | None = None,
+        optimisation: Manual | None = None,
     ) -> None:
-        super().__init__(losses, metrics, schedule)
+        super().__init__(losses, metrics, schedule, adversary, optimisation)
         self.codec = codec
         self.linear_learning_rate = linear_learning_rate
 
@@ -42,6 +45,9 @@ class Autoencoder(SuperResolution):
             {"params": [p for p in self.codec.parameters() if id(p) not in linear], "factor": 1.0},
             {"params": [p for p in self.codec.parameters() if id(p) in linear], "factor": self.linear_learning_rate},
         ]
+
+    def last_layer(self) -> Tensor:
+        return self.codec.decoder.conv_out.weight
 
     @torch.no_grad()
     def panel(self, batch: dict[str, Any]) -> dict[str, Tensor]:

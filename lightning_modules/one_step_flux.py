@@ -1,35 +1,42 @@
 """OP4KSR's student: one forward pass of Flux between an F16 encoder and its frozen decoder (arXiv 2605.13457)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_modules.networks.flux import TOKEN_CELLS, image_ids, pack, unpack
-from lightning_modules.networks.small_codec import PATCH, SmallF16Codec
-from lightning_modules.super_resolution import AdamWSchedule, SuperResolution, pad_to_multiple, resize_up
+from datamodules.randomness import generator_for
+from lightning_modules.adversary import Adversary
+from lightning_modules.color_fix import color_fix
+from lightning_modules.latent_flux import LatentFlux, noise_like, shuffled_ids
+from lightning_modules.networks.codec import Codec
+from lightning_modules.networks.lora import without_adapters
+from lightning_modules.super_resolution import (
+    AdamWSchedule,
+    Manual,
+    pad_to_multiple,
+    resize_up,
+    sample_generators,
+)
+from losses.latent import latent_loss
 from losses.weighted_sum import WeightedSum
 
-TOKEN_PITCH = PATCH * TOKEN_CELLS
-"""Pixels that a token covers along each side: the size unit of the student and the period of its artifact."""
 
-
-class OneStepFlux(SuperResolution):
+class OneStepFlux(LatentFlux):
     """z_L = encode(up(lr)); v = transformer(z_L, sigma, prompt); z0 = z_L - sigma v; sr = decode(z0).
 
-    codec: frozen here. transformer: trained whole. sigma: the noise level of the one step, 0-1. prompt (T,D) and
-    pooled_prompt (D,): fixed embeddings. Images are [0,1] outside and [-1,1] inside; any height and width works.
+    codec: its decoder is frozen; its encoder is, too, but for adapters. transformer: whole or adapters, whatever has
+    requires_grad. sigma: the noise level of the one step, 0-1. noise: deviation of seeded noise that is added to z_L
+    (ours: it makes a token's neighbours useful, docs/log.md; 0 with OMGSR). color_fix: see `color_fix`, at inference
+    alone. latent_weight: of OMGSR's LRR. Images are [0,1]; any height and width works.
     """
-
-    prompt: Tensor
-    pooled_prompt: Tensor
 
     def __init__(
         self,
-        codec: SmallF16Codec,
+        codec: Codec,
         transformer: FluxTransformer2DModel,
         sigma: float,
         prompt: Tensor,
@@ -38,106 +45,70 @@ class OneStepFlux(SuperResolution):
         losses: WeightedSum,
         metrics: Mapping[str, Metric],
         schedule: AdamWSchedule,
+        noise: float = 0.0,
+        color_fix: str = "none",
+        latent_weight: float = 0.0,
+        adversary: Adversary | None = None,
+        optimisation: Manual | None = None,
     ) -> None:
-        check_widths(transformer, codec, prompt, pooled_prompt)
-        super().__init__(losses, metrics, schedule)
-        self.codec = codec.requires_grad_(False)
-        self.transformer = transformer
+        super().__init__(codec, transformer, prompt, pooled_prompt, losses, metrics, schedule, adversary, optimisation)
         self.sigma = sigma
         self.scale = scale
-        self.register_buffer("prompt", prompt, persistent=False)
-        self.register_buffer("pooled_prompt", pooled_prompt, persistent=False)
+        self.noise = noise
+        self.color_fix = color_fix
+        self.latent_weight = latent_weight
+        self._encoded: Tensor | None = None
 
     def forward_batch(self, batch: dict[str, Any]) -> Tensor:
-        return self.upscale(batch["lr"])
+        lr, (height, width) = batch["lr"], batch["hr"].shape[-2:]
+        image = pad_to_multiple(resize_up(lr, (height, width)), self.token_pitch)
+        latent = self.codec.encode(image)
+        self._encoded = latent if self.training and self.latent_weight else None
+        latent = self.one_step(self.noised(latent, sample_generators(batch, "entry noise")))
+        return self.codec.decode(latent)[..., :height, :width]
+
+    def extra_terms(self, batch: dict[str, Any], sr: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """OMGSR's LRR between the encoder's latent of lr and the frozen one's of hr, of the batch just restored."""
+        latent, self._encoded = self._encoded, None
+        if latent is None:
+            return {}
+        with torch.no_grad(), without_adapters(self.codec):
+            hr_latent = self.codec.encode(pad_to_multiple(batch["hr"], self.token_pitch))
+        noise = noise_like(latent, sample_generators(batch, "latent loss"))
+        return {"lrr": (self.latent_weight, latent_loss(latent, hr_latent, self.sigma, noise))}
 
     def upscale(self, lr: Tensor) -> Tensor:
         """Super-resolve lr (B,3,h,w) in [0,1] to (B,3,h*scale,w*scale), unclamped."""
         size = (lr.shape[-2] * self.scale, lr.shape[-1] * self.scale)
         return self.restore(resize_up(lr, size))
 
-    def restore(self, image: Tensor, strip_rows: int = 0) -> Tensor:
-        """Restore an image (B,3,H,W) in [0,1] that already has its final size.
+    def restore(self, image: Tensor, strip_rows: int = 0, shuffle: torch.Generator | None = None) -> Tensor:
+        """Restore an image (B,3,H,W) in [0,1] that already has its final size, in its colours as `color_fix` says.
 
-        strip_rows: latent rows per strip of the codec's finest stages; 0 runs them in one piece, which training needs.
+        strip_rows: latent rows per strip of the codec's finest stages; 0 runs them in one piece. shuffle: permutes the
+        image ids at random: what that costs is what the student knows of positions.
         """
         height, width = image.shape[-2:]
-        latent = self.one_step(self.encode(pad_to_multiple(image, TOKEN_PITCH), strip_rows))
-        return self.decode(latent, strip_rows)[..., :height, :width]
+        latent = self.codec.encode(pad_to_multiple(image, self.token_pitch), strip_rows)
+        latent = self.noised(latent, [generator_for((0,), "entry noise") for _ in latent])
+        ids = None if shuffle is None else shuffled_ids(latent, shuffle)
+        sr = self.codec.decode(self.one_step(latent, ids), strip_rows)[..., :height, :width]
+        return sr if self.color_fix == "none" else color_fix(sr, image, self.color_fix)
 
-    def encode(self, image: Tensor, strip_rows: int = 0) -> Tensor:
-        """Normalised latent (B,C,H/16,W/16) of an image (B,3,H,W) in [0,1] with sides a multiple of 16."""
-        config = self.codec.config
-        if strip_rows:
-            latent = self.codec.encode_in_strips(image * 2 - 1, strip_rows)
-        else:
-            latent = self.codec.encode(image * 2 - 1).latent_dist.mode()
-        return (latent - config["shift_factor"]) * config["scaling_factor"]
-
-    def decode(self, latent: Tensor, strip_rows: int = 0) -> Tensor:
-        """The inverse of `encode`, unclamped."""
-        config = self.codec.config
-        latent = latent / config["scaling_factor"] + config["shift_factor"]
-        if strip_rows:
-            return self.codec.decode_in_strips(latent, strip_rows) / 2 + 0.5
-        return self.codec.decode(latent).sample / 2 + 0.5
+    def noised(self, latent: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """z_L with the noise that the student enters with, each sample's from its own generator."""
+        return latent + self.noise * noise_like(latent, generators) if self.noise else latent
 
     def one_step(self, latent: Tensor, ids: Tensor | None = None) -> Tensor:
-        """z0 = z_L - sigma v for a latent of even sides; `ids` replaces the tokens' positions (the id-shuffle cost)."""
-        return latent - self.sigma * self.velocity(latent, ids)
+        """z0 = z_L - sigma v for a latent of even sides; `ids` replaces the tokens' positions."""
+        return latent - self.sigma * self.velocity(latent, latent.new_full((len(latent),), self.sigma), ids)
 
-    def velocity(self, latent: Tensor, ids: Tensor | None = None) -> Tensor:
-        """The transformer's velocity at noise level sigma, in the latent's shape."""
-        batch, _, height, width = latent.shape
-        if ids is None:
-            ids = image_ids(height // TOKEN_CELLS, width // TOKEN_CELLS, latent.device)
-        (tokens,) = self.transformer(
-            hidden_states=pack(latent),
-            encoder_hidden_states=self.prompt.expand(batch, -1, -1),
-            pooled_projections=self.pooled_prompt.expand(batch, -1),
-            timestep=latent.new_full((batch,), self.sigma),
-            guidance=latent.new_ones(batch) if self.transformer.config["guidance_embeds"] else None,
-            img_ids=ids,
-            txt_ids=ids.new_zeros(self.prompt.shape[0], ids.shape[-1]),
-            return_dict=False,
-        )
-        return unpack(tokens, height, width)
-
-    @torch.no_grad()
-    def upscale_with_shuffled_ids(self, lr: Tensor, generator: torch.Generator) -> Tensor:
-        """`upscale` with the image ids permuted at random: what it loses is what the student knows of positions."""
-        height, width = (side * self.scale for side in lr.shape[-2:])
-        latent = self.encode(pad_to_multiple(resize_up(lr, (height, width)), TOKEN_PITCH))
-        ids = image_ids(latent.shape[-2] // TOKEN_CELLS, latent.shape[-1] // TOKEN_CELLS)
-        ids = ids[torch.randperm(len(ids), generator=generator)].to(latent.device)
-        return self.decode(self.one_step(latent, ids))[..., :height, :width]
+    def last_layer(self) -> Tensor:
+        """The transformer's last projection, or its adapter: the decoder behind it is frozen (ours)."""
+        trained = [p for p in self.transformer.proj_out.parameters() if p.requires_grad]
+        return trained[0] if trained else super().last_layer()
 
     @torch.no_grad()
     def panel(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         size = batch["hr"].shape[-2:]
         return {"lr": resize_up(batch["lr"], size), "sr": self.upscale(batch["lr"]), "hr": batch["hr"]}
-
-    def frozen_modules(self) -> Iterable[nn.Module]:
-        return [self.codec, self.transformer]
-
-
-def check_widths(transformer: FluxTransformer2DModel, codec: SmallF16Codec, prompt: Tensor, pooled: Tensor) -> None:
-    """ValueError where the transformer takes other channels than the codec and the prompt have."""
-    config, cells = transformer.config, TOKEN_CELLS**2
-    latent = codec.config["latent_channels"]
-    if config["in_channels"] != latent * cells:
-        raise ValueError(
-            f"the transformer takes tokens of {config['in_channels']} channels, the codec gives {latent} x {cells}: "
-            "transformer.path and codec.path must fit together"
-        )
-    expected, found = (config["joint_attention_dim"], config["pooled_projection_dim"]), (prompt.shape[-1], len(pooled))
-    if expected != found:
-        raise ValueError(
-            f"the transformer takes a prompt of {expected[0]} and a pooled prompt of {expected[1]} channels, found "
-            f"{found[0]} and {found[1]}: change transformer.prompt_width or transformer.path"
-        )
-
-
-def fixed_prompt(tokens: int, width: int, pooled_width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Seeded embeddings (tokens,width) and (pooled_width,) that stand for a text prompt (ours: small transformers)."""
-    return torch.randn(tokens, width, generator=generator), torch.randn(pooled_width, generator=generator)

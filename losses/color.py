@@ -1,4 +1,4 @@
-"""From RGB to one luminance channel."""
+"""From RGB to one luminance channel, and how far two images' colours are apart."""
 
 from torch import Tensor
 
@@ -29,3 +29,13 @@ def luma(image: Tensor) -> Tensor:
 def rgb_to_y(image: Tensor) -> Tensor:
     """BT.601 luma with studio swing: (B, 3, H, W) in [0, 1] -> (B, 1, H, W) in [16/255, 235/255], float32."""
     return (weighted_channels(image, _Y_WEIGHTS) + _Y_OFFSET).unsqueeze(1)
+
+
+def color_error(sr: Tensor, hr: Tensor) -> Tensor:
+    """Mean absolute difference of the channels' means over the image, in 8-bit grey levels: two (B, 3, H, W) -> (B,).
+
+    Ours: a cast over the whole image, which PSNR mixes with all else and a colour fix is to remove.
+    """
+    check_rgb(sr)
+    check_rgb(hr)
+    return 255 * (sr.float().mean(dim=(-2, -1)) - hr.float().mean(dim=(-2, -1))).abs().mean(dim=1)

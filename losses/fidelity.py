@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from losses.color import rgb_to_y
+from losses.color import color_error, rgb_to_y
 from losses.precision import full_precision
 
 _SSIM_WINDOW = 11
@@ -136,3 +136,13 @@ class SsimY(_MeanOverImages):
     def values(self, sr: Tensor, hr: Tensor) -> Tensor:
         """SSIM-Y of each image: (B,)."""
         return ssim(sr, hr, crop_border=self.crop_border, round_to_8bit=self.round_to_8bit)
+
+
+class ColorError(_MeanOverImages):
+    """Mean over images of `color_error`, in 8-bit grey levels."""
+
+    higher_is_better = False
+
+    def values(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """Colour error of each image: (B,)."""
+        return color_error(sr, hr)

@@ -4,14 +4,14 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from pickle import UnpicklingError
 
 import lpips
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from losses.frozen import parameters_to_buffers, read_weights
 from losses.per_image import PerImageLoss
 from losses.precision import full_precision
 
@@ -67,15 +67,15 @@ class Lpips(PerImageLoss):
         super().__init__()
         if net not in _BACKBONE_URLS:
             raise ValueError(f"found perceptual.net={net!r}; expected one of {', '.join(_BACKBONE_URLS)}")
-        backbone_weights = _load(
+        backbone_weights = read_weights(
             Path(backbone), "perceptual.backbone", f"torchvision publishes it at {_BACKBONE_URLS[net]}"
         )
         linear = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth" if linear is None else Path(linear)
-        linear_weights = _load(linear, "perceptual.linear", f"it is weights/v0.1/{net}.pth of the package lpips")
+        linear_weights = read_weights(linear, "perceptual.linear", f"it is weights/v0.1/{net}.pth of the package lpips")
         self.network = _build(net)
         _fill_backbone(self.network, backbone_weights, Path(backbone))
         _fill_linear(self.network, linear_weights, linear)
-        _parameters_to_buffers(self.network)
+        parameters_to_buffers(self.network)
         self.network.eval()
 
     def train(self, mode: bool = True) -> "Lpips":
@@ -94,15 +94,6 @@ class Lpips(PerImageLoss):
 
     def _features(self, image: Tensor) -> Sequence[Tensor]:
         return self.network.net(self.network.scaling_layer(2 * image - 1))
-
-
-def _load(path: Path, option: str, source: str) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"found no file {path}; set {option} to a local copy ({source})")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{option}={path}: not a readable file of weights ({type(error).__name__})") from error
 
 
 def _build(net: str) -> lpips.LPIPS:
@@ -132,15 +123,6 @@ def _fill_linear(network: lpips.LPIPS, weights: dict[str, Tensor], path: Path) -
             f"found tensors {sorted(weights)[:2]}... in {path}; perceptual.linear must hold {sorted(expected)[:2]}..."
         )
     network.load_state_dict(weights, strict=False)
-
-
-def _parameters_to_buffers(module: nn.Module) -> None:
-    for child in module.modules():
-        for name, parameter in list(child.named_parameters(recurse=False)):
-            delattr(child, name)
-            child.register_buffer(name, parameter.detach(), persistent=False)
-        for name, buffer in list(child.named_buffers(recurse=False)):
-            child.register_buffer(name, buffer, persistent=False)
 
 
 class RandomFeatureDistance(PerImageLoss):

@@ -33,7 +33,7 @@ class WeightedSum(nn.Module):
         step: the global step, for the error message only.
         """
         values = {name: self._term(name, sr, hr) for name in self.weights}
-        _check_finite(values, step)
+        check_finite(values, step)
         total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
         return total, {name: value.detach() for name, value in values.items()}
 
@@ -42,7 +42,25 @@ class WeightedSum(nn.Module):
             return self.terms[name](sr, hr)
 
 
-def _check_finite(values: dict[str, Tensor], step: int | None) -> None:
+def add_terms(
+    total: Tensor, terms: Mapping[str, tuple[float | Tensor, Tensor]], step: int | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add weight x value of terms that are no function of (sr, hr) alone: name -> (weight, scalar value).
+
+    Returns (total, values without weights, float32 and detached), for no terms the total itself; raises
+    NonFiniteLossError. step: the global step, for the error message only.
+    """
+    if not terms:
+        return total, {}
+    values = {name: value.float() for name, (_, value) in terms.items()}
+    check_finite(values, step)
+    for name, (weight, _) in terms.items():
+        total = total + weight * values[name]
+    return total, {name: value.detach() for name, value in values.items()}
+
+
+def check_finite(values: Mapping[str, Tensor], step: int | None) -> None:
+    """NonFiniteLossError where one of the named scalars is infinite or NaN; the message names it, rank and step."""
     # One transfer from the device for all terms.
     numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
     broken = [f"{name} = {number}" for name, number in zip(values, numbers, strict=True) if not _is_finite(number)]

@@ -28,6 +28,17 @@ def choice(generator: torch.Generator, options: Sequence[T]) -> T:
     return options[integer(generator, 0, len(options) - 1)]
 
 
-def fork(generator: torch.Generator, device: torch.device) -> torch.Generator:
-    """Return a generator on `device` seeded from the sample's CPU generator, for fields of random numbers."""
-    return torch.Generator(device=device).manual_seed(integer(generator, 0, 2**62))
+def weighted(generator: torch.Generator, options: Sequence[T], weights: Sequence[float]) -> T:
+    """Draw one of the options in proportion to its weight, 0 or more each and one at least above 0."""
+    left = uniform(generator, 0.0, sum(weights))
+    for option, weight in zip(options, weights, strict=True):
+        if left < weight:
+            return option
+        left -= weight
+    # Only a last-bit difference between the sum and the subtractions comes here.
+    return max(zip(weights, options, strict=True), key=lambda pair: pair[0])[1]
+
+
+def seed(generator: torch.Generator) -> int:
+    """Draw a seed for a generator of its own, on any device."""
+    return integer(generator, 0, 2**62)

@@ -6,11 +6,14 @@ products give libjpeg's own result whatever their summation order, on any device
 touch them.
 """
 
+import io
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 # ITU-T T.81, tables K.1 and K.2.
@@ -29,6 +32,25 @@ _YCC_OFFSET = torch.tensor([2**15, 2**23 + 2**15 - 1, 2**23 + 2**15 - 1]).double
 _TO_RGB = torch.tensor([[65536, 0, 91881], [65536, -22554, -46802], [65536, 116130, 0]]).double() / 2**16
 
 
+def compress(image: Tensor, quality: int) -> Tensor:
+    """Compress and decompress one image by the fastest way on its device, to the same bits.
+
+    image (1, 3, H, W) in [0,1], values outside are clamped; quality from 1 to 100. Returns what `jpeg` returns: on the
+    CPU from libjpeg itself through Pillow, in a tenth of the time. ValueError for a bad quality.
+    """
+    # Up to four columns libjpeg upsamples chroma without the triangle filter, `jpeg` with it.
+    if image.device.type != "cpu" or image.shape[-1] <= 4:
+        return jpeg(image, torch.tensor([quality]))
+    if not 1 <= quality <= 100:
+        raise ValueError(f"jpeg quality: found {quality}, expected integers from 1 to 100")
+    # NumPy converts to 8 bits in a seventh of torch's time.
+    levels = image[0].mul(255).add_(0.5).clamp_(0, 255).numpy().astype(np.uint8)
+    code = io.BytesIO()
+    Image.merge("RGB", [Image.fromarray(plane) for plane in levels]).save(code, "JPEG", quality=quality, subsampling=2)
+    planes = Image.open(code).split()
+    return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes])).float().div_(255)[None]
+
+
 def jpeg(image: Tensor, quality: Tensor, straight_through: bool = False) -> Tensor:
     """Compress and decompress images as libjpeg does: 4:2:0, islow DCT, triangle chroma upsampling.
 
@@ -43,7 +65,7 @@ def jpeg(image: Tensor, quality: Tensor, straight_through: bool = False) -> Tens
         )
     floor = _StraightThroughFloor.apply if straight_through else torch.floor
     height, width = image.shape[-2:]
-    rgb = floor(image.double().clamp(0, 1) * 255 + 0.5)
+    rgb = floor((image * 255 + 0.5).clamp(0, 255)).double()
     luma, chroma = _subsample(_rgb_to_ycc(rgb, floor), floor)
     luma_table, chroma_table = (t.to(image.device, non_blocking=True) for t in quantisation_tables(quality.cpu()))
     luma = _code(luma, luma_table, floor)[..., :height, :width] + 128

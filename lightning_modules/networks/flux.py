@@ -41,15 +41,16 @@ def build_flux(
     return transformer
 
 
-def load_flux(folder: str | Path) -> FluxTransformer2DModel:
+def load_flux(folder: str | Path, dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:
     """Load a FluxTransformer2DModel from a local folder in diffusers format, such as `transformer` of FLUX.1-dev."""
-    return load_whole(FluxTransformer2DModel, folder, "transformer.path")
+    return load_whole(FluxTransformer2DModel, folder, "transformer.path", dtype)
 
 
 def set_theta(transformer: FluxTransformer2DModel, theta: float) -> None:
     """Set the rotary base frequency of a built transformer: OP4KSR's RFR lowers it from 10,000 to 100.
 
-    diffusers fixes theta = 10,000 when it builds the model and reads the attribute in every forward pass.
+    diffusers fixes theta = 10,000 when it builds the model and reads the attribute in every forward pass, and so does
+    `rope.RotaryEmbedding`, whose variant and window stay as they are.
     """
     if not theta > 0:
         raise ValueError(f"transformer.rope.theta={theta}: expected a value above 0")
@@ -80,13 +81,15 @@ def image_ids(rows: int, columns: int, device: torch.device | str = "cpu") -> Te
     return grid.reshape(rows * columns, 3)
 
 
-def neighbour_phases(transformer: FluxTransformer2DModel, axis: int = 1) -> Tensor:
+def neighbour_phases(transformer: FluxTransformer2DModel, axis: int = 1, tokens: int = 2) -> Tensor:
     """Phase differences in degrees of each rotary pair of an axis between neighbouring tokens (OP4KSR, fig. 5a).
 
     Read from the cos and sin that the transformer itself computes, not from the formula theta^(-2i/D); shape (D/2,).
+    tokens: size of the axis, at least 2; the variants of `rope.py` depend on it beyond their window.
     """
-    ids = torch.zeros(2, len(ROPE_AXES))
+    ids = torch.zeros(3, len(ROPE_AXES))
     ids[1, axis] = 1
+    ids[2, axis] = tokens - 1
     cos, sin = (table.double() for table in transformer.pos_embed(ids))
     axes = transformer.config["axes_dims_rope"]
     pairs = slice(sum(axes[:axis]), sum(axes[: axis + 1]), 2)  # each pair's angle stands twice in a row
@@ -95,10 +98,12 @@ def neighbour_phases(transformer: FluxTransformer2DModel, axis: int = 1) -> Tens
     return difference.abs() * (180 / math.pi)
 
 
-def distinguishable_pairs(transformer: FluxTransformer2DModel, degrees: float = 5.0) -> tuple[int, int]:
+def distinguishable_pairs(
+    transformer: FluxTransformer2DModel, degrees: float = 5.0, tokens: int = 2
+) -> tuple[int, int]:
     """How many of a spatial axis's rotary pairs stay at or above `degrees` between neighbours, and of how many.
 
-    OP4KSR, fig. 5a: 8 of 28 at theta = 10,000 and 15 of 28 at theta = 100.
+    OP4KSR, fig. 5a: 8 of 28 at theta = 10,000 and 15 of 28 at theta = 100. tokens as in `neighbour_phases`.
     """
-    phases = neighbour_phases(transformer)
+    phases = neighbour_phases(transformer, tokens=tokens)
     return int((phases >= degrees).sum()), len(phases)

@@ -3,23 +3,25 @@
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
 
 Model = TypeVar("Model", bound=ModelMixin)
 
 
-def load_whole(kind: type[Model], folder: str | Path, option: str) -> Model:
+def load_whole(kind: type[Model], folder: str | Path, option: str, dtype: torch.dtype = torch.float32) -> Model:
     """A model of `kind` from a folder with config.json and safetensors; diffusers alone only warns of missing tensors.
 
-    FileNotFoundError or ValueError name `option`, the folder and what is wrong with it.
+    dtype: of its weights, whatever the file has. FileNotFoundError or ValueError name `option`, the folder and what is
+    wrong with it.
     """
     if not Path(folder, "config.json").is_file():
         raise FileNotFoundError(
             f"{option}={folder}: no config.json there; expected a local folder of a {kind.__name__}"
         )
     try:
-        model, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        model, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, torch_dtype=dtype)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{option}={folder}: no weights of a {kind.__name__} can be read there: {reason}") from error

@@ -61,6 +61,13 @@ def test_only_trainable_parameters_in_fp32_are_kept(student, data, trainer_with)
     assert {value.dtype for value in state.values()} == {torch.float32}
 
 
+def test_a_module_names_the_parameters_of_its_generator(student, data, trainer_with):
+    student.generator_parameters = lambda: {"trained.bias": student.trained.bias}
+    ema = Ema(decay=0.5)
+    trainer_with(ema).fit(student, data)
+    assert set(ema.averaged_state()) == {"trained.bias"}
+
+
 class SaveDuringValidation(Callback):
     def __init__(self, path):
         self.path = path

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_modules.latent_flux import fixed_prompt
+from lightning_modules.networks.codec import Codec
 from lightning_modules.networks.flux import build_flux
 from lightning_modules.networks.small_codec import SmallF16Codec
-from lightning_modules.one_step_flux import OneStepFlux, fixed_prompt
+from lightning_modules.one_step_flux import OneStepFlux
 from lightning_modules.super_resolution import AdamWSchedule
 from losses.fidelity import L1, PsnrY
 from losses.perceptual import RandomFeatureDistance
@@ -42,7 +44,7 @@ def build_student(codec_seed: int = 0, trained: bool = True, sigma: float = 0.50
     features = RandomFeatureDistance(torch.Generator().manual_seed(4))
     schedule = AdamWSchedule(1e-3, (0.9, 0.99), 0.0, warmup_steps=0, decay_share=0.0, final_factor=1.0, steps=10)
     return OneStepFlux(
-        codec=build_codec(codec_seed, codec_width),
+        codec=Codec(build_codec(codec_seed, codec_width)),
         transformer=transformer,
         sigma=sigma,
         prompt=prompt,

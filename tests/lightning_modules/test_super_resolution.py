@@ -66,6 +66,32 @@ def test_a_non_finite_loss_stops_the_run_and_names_term_rank_and_step(make_stude
     assert trainer.global_step == 2
 
 
+def test_extra_terms_join_the_loss_by_their_weights_and_the_log_without(make_student, monkeypatch):
+    """d/dw of l1 + features + 0.5 |w|^2 of one trained tensor w: the gradients differ by w."""
+    generator = torch.Generator().manual_seed(0)
+    batch = {"lr": torch.rand(1, 3, 8, 8, generator=generator), "hr": torch.rand(1, 3, 32, 32, generator=generator)}
+    logged, gradients, totals = {}, [], []
+    for extra in (False, True):
+        student = make_student()
+        weight = student.transformer.proj_out.weight
+        monkeypatch.setattr(student, "log", lambda name, value, **_: totals.append(value.item()))
+        monkeypatch.setattr(student, "log_dict", lambda values, **_: logged.update(values))
+        if extra:
+            monkeypatch.setattr(student, "extra_terms", lambda batch, sr, w=weight: {"decay": (0.5, w.square().sum())})
+        student.training_step(batch, 0).backward()
+        gradients.append(weight.grad)
+    torch.testing.assert_close(gradients[1] - gradients[0], weight.detach(), rtol=1e-4, atol=1e-5)
+    assert set(logged) == {"train/l1", "train/features", "train/decay"}
+    assert totals[1] - totals[0] == pytest.approx(0.5 * logged["train/decay"].item(), rel=1e-4)
+
+
+def test_an_extra_term_must_be_finite(make_student, monkeypatch):
+    student = make_student()
+    monkeypatch.setattr(student, "extra_terms", lambda batch, sr: {"latent": (1.0, sr.sum() * float("inf"))})
+    with pytest.raises(NonFiniteLossError, match=r"latent = (nan|-?inf)"):
+        student.training_step({"lr": torch.rand(1, 3, 8, 8), "hr": torch.rand(1, 3, 32, 32)}, 0)
+
+
 def test_tensors_must_fit_by_name_and_shape():
     model = {"a": torch.zeros(2), "b": torch.zeros(3)}
     check_trainable({"a": torch.ones(2), "b": torch.ones(3)}, model)

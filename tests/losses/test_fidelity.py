@@ -8,8 +8,8 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from losses.color import rgb_to_y
-from losses.fidelity import L1, L2, PsnrY, SsimY, l1, l2, psnr, ssim
+from losses.color import color_error, rgb_to_y
+from losses.fidelity import L1, L2, ColorError, PsnrY, SsimY, l1, l2, psnr, ssim
 
 
 def pair(seed: int = 0, size: tuple[int, int] = (40, 33), batch: int = 2) -> tuple[Tensor, Tensor]:
@@ -116,3 +116,16 @@ def test_errors_name_shapes() -> None:
         psnr(sr, hr, crop_border=17)
     with pytest.raises(ValueError, match="10 x 33 px"):
         ssim(sr[..., :10, :], hr[..., :10, :])
+
+
+def test_color_error_is_the_cast_in_grey_levels():
+    generator = torch.Generator().manual_seed(0)
+    hr = torch.rand(2, 3, 20, 24, generator=generator) * 0.5 + 0.2
+    cast = torch.tensor([0.02, -0.01, 0.06]).view(3, 1, 1)
+    sr = torch.stack([hr[0] + cast, hr[1].flip(-1)])
+    expected = np.abs(sr.numpy().mean((2, 3)) - hr.numpy().mean((2, 3))).mean(1) * 255
+    np.testing.assert_allclose(color_error(sr, hr), expected, atol=1e-4)
+    np.testing.assert_allclose(color_error(sr, hr), [0.03 * 255, 0], atol=1e-3)
+    metric = ColorError()
+    metric.update(sr, hr)
+    assert float(metric.compute()) == pytest.approx(0.015 * 255, abs=1e-3)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, features
 from skimage import data
 
-from datamodules.degradations.jpeg import jpeg, quantisation_tables
+from datamodules.degradations.jpeg import compress, jpeg, quantisation_tables
 
 QUALITIES = (30, 50, 75, 95)
 CROPS = {
@@ -114,3 +114,25 @@ def test_bad_quality_is_refused(quality):
 def test_bad_shape_is_refused(shape, count):
     with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\), \(B,\)"):
         jpeg(torch.zeros(shape), torch.full((count,), 70))
+
+
+@pytest.mark.parametrize("quality", [1, 30, 50, 77, 95, 100])
+@pytest.mark.parametrize("crop", CROPS)
+def test_compress_on_the_cpu_is_the_tensor_version_bit_for_bit(crop, quality):
+    if not features.check("libjpeg_turbo"):
+        pytest.skip("Pillow's libjpeg is not libjpeg-turbo, which the tensor version follows")
+    image = torch.from_numpy(data.coffee()[CROPS[crop]][:256, :300]).permute(2, 0, 1)[None] / 255
+    for sigma in (0, 0.01, 0.3):  # the second falls between grey levels, the last outside [0, 1]
+        noisy = image + sigma * torch.randn(image.shape, generator=torch.Generator().manual_seed(quality))
+        assert torch.equal(compress(noisy, quality), jpeg(noisy, torch.tensor([quality])))
+
+
+def test_compress_of_a_narrow_image_is_the_tensor_version():
+    image = torch.rand(1, 3, 20, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(compress(image, 40), jpeg(image, torch.tensor([40])))
+
+
+@pytest.mark.parametrize("quality", [0, 101])
+def test_compress_refuses_a_bad_quality(quality):
+    with pytest.raises(ValueError, match="expected integers from 1 to 100"):
+        compress(torch.rand(1, 3, 16, 16), quality)

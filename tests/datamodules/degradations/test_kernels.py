@@ -3,13 +3,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+from scipy import special
 
-from datamodules.degradations.kernels import blur, draw_gaussian_kernel, gaussian_kernel, reflect_pad
+from datamodules.degradations.kernels import gaussian_kernel, plateau_kernel, sinc_kernel
+
+SHAPES = [(7, 0.2, 0.2, 0), (21, 3, 0.7, 0.6), (9, 1, 2, -2.5)]
 
 
-def reference_kernel(size, sigma_x, sigma_y, angle):
-    """The density of a bivariate normal from its covariance matrix, sampled at whole pixels."""
+def reference_kernel(size, sigma_x, sigma_y, angle, profile):
+    """A profile of the squared Mahalanobis distance from the covariance matrix, sampled at whole pixels."""
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     inverse = np.linalg.inv(rotation @ np.diag([sigma_x**2, sigma_y**2]) @ rotation.T)
     half = size // 2
@@ -17,16 +19,40 @@ def reference_kernel(size, sigma_x, sigma_y, angle):
     for row in range(size):
         for column in range(size):
             point = np.array([column - half, row - half])
-            kernel[row, column] = np.exp(-0.5 * point @ inverse @ point)
+            kernel[row, column] = profile(point @ inverse @ point)
     return kernel / kernel.sum()
 
 
-@pytest.mark.parametrize(
-    ("size", "sigma_x", "sigma_y", "angle"), [(7, 0.2, 0.2, 0), (21, 3, 0.7, 0.6), (9, 1, 2, -2.5)]
-)
+@pytest.mark.parametrize(("size", "sigma_x", "sigma_y", "angle"), SHAPES)
 def test_gaussian_kernel_is_the_normal_density(size, sigma_x, sigma_y, angle):
-    kernel = gaussian_kernel(size, sigma_x, sigma_y, angle)
-    np.testing.assert_allclose(kernel, reference_kernel(size, sigma_x, sigma_y, angle), atol=1e-7)
+    expected = reference_kernel(size, sigma_x, sigma_y, angle, lambda q: np.exp(-0.5 * q))
+    np.testing.assert_allclose(gaussian_kernel(size, sigma_x, sigma_y, angle), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.7, 4])
+@pytest.mark.parametrize(("size", "sigma_x", "sigma_y", "angle"), SHAPES)
+def test_generalised_gaussian_and_plateau_kernels(size, sigma_x, sigma_y, angle, beta):
+    expected = reference_kernel(size, sigma_x, sigma_y, angle, lambda q: np.exp(-0.5 * q**beta))
+    np.testing.assert_allclose(gaussian_kernel(size, sigma_x, sigma_y, angle, beta), expected, atol=1e-7)
+    expected = reference_kernel(size, sigma_x, sigma_y, angle, lambda q: 1 / (q**beta + 1))
+    np.testing.assert_allclose(plateau_kernel(size, sigma_x, sigma_y, angle, beta), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize(("size", "cutoff"), [(7, math.pi / 3), (21, math.pi / 5), (13, 2.2), (41, math.pi)])
+def test_sinc_kernel_is_the_circular_low_pass(size, cutoff):
+    y, x = np.mgrid[:size, :size] - size // 2
+    radius = np.hypot(x, y)
+    radius[size // 2, size // 2] = 1e-9
+    expected = cutoff * special.j1(cutoff * radius) / (2 * np.pi * radius)
+    np.testing.assert_allclose(sinc_kernel(size, cutoff), expected / expected.sum(), atol=1e-7)
+
+
+def test_sinc_kernel_passes_below_its_cutoff_and_stops_above():
+    kernel = sinc_kernel(41, math.pi / 2).double().numpy()
+    waves = np.exp(1j * np.outer([0.25 * np.pi, 0.75 * np.pi], np.arange(41)))
+    low, high = np.abs(waves @ kernel.sum(0))
+    assert low == pytest.approx(1, abs=0.1)
+    assert high < 0.1
 
 
 def test_rotation_by_a_quarter_turn_swaps_the_axes():
@@ -34,50 +60,14 @@ def test_rotation_by_a_quarter_turn_swaps_the_axes():
     torch.testing.assert_close(turned, gaussian_kernel(11, 0.8, 2.0), atol=1e-7, rtol=0)
 
 
-@pytest.mark.parametrize("arguments", [(8, 1.0, 1.0), (7, 0.0, 1.0), (7, 1.0, -1.0)])
-def test_impossible_kernels_are_refused(arguments):
-    with pytest.raises(ValueError, match="odd size, sigmas > 0"):
-        gaussian_kernel(*arguments)
+@pytest.mark.parametrize("formula", [gaussian_kernel, plateau_kernel])
+@pytest.mark.parametrize("arguments", [(8, 1.0, 1.0), (7, 0.0, 1.0), (7, 1.0, -1.0), (7, 1.0, 1.0, 0.0, 0.0)])
+def test_impossible_kernels_are_refused(formula, arguments):
+    with pytest.raises(ValueError, match="odd size, sigmas > 0, beta > 0"):
+        formula(*arguments)
 
 
-def test_drawn_kernels_keep_to_their_ranges():
-    generator = torch.Generator().manual_seed(0)
-    kernels = [draw_gaussian_kernel(generator, (7, 21), (0.5, 1.2), 0.0) for _ in range(300)]
-    assert {len(k) for k in kernels} == set(range(7, 22, 2))
-    for kernel in kernels:
-        # For neighbours on an axis, log ratio = 1 / (2 sigma^2).
-        middle = len(kernel) // 2
-        sigma = (2 * torch.log(kernel[middle, middle] / kernel[middle, middle + 1])) ** -0.5
-        assert 0.5 <= sigma <= 1.2
-
-
-def test_anisotropic_share():
-    generator = torch.Generator().manual_seed(0)
-    kernels = [draw_gaussian_kernel(generator, (9, 9), (0.5, 3.0), 0.3) for _ in range(500)]
-    anisotropic = sum(not torch.allclose(k, k.T, atol=1e-7) for k in kernels)
-    assert 110 <= anisotropic <= 190
-
-
-@pytest.mark.parametrize(("height", "width", "size"), [(40, 53, 21), (9, 12, 41), (33, 1, 7)])
-def test_blur_is_a_mirrored_convolution(height, width, size):
-    rng = np.random.default_rng(0)
-    image = rng.random((2, 3, height, width), dtype=np.float32)
-    kernels = rng.random((2, size, size), dtype=np.float32)
-    kernels /= kernels.sum((1, 2), keepdims=True)
-    expected = [[ndimage.convolve(c, k, mode="mirror") for c in i] for i, k in zip(image, kernels, strict=True)]
-    result = blur(torch.from_numpy(image), torch.from_numpy(kernels))
-    np.testing.assert_allclose(result, np.array(expected), atol=2e-6)
-
-
-def test_blur_of_a_sample_does_not_depend_on_the_batch():
-    images = torch.rand(4, 3, 50, 40, generator=torch.Generator().manual_seed(0))
-    kernels = torch.stack([gaussian_kernel(11, s, 2 * s, s) for s in (0.3, 0.8, 1.5, 2.5)])
-    singles = torch.cat([blur(i[None], k[None]) for i, k in zip(images, kernels, strict=True)])
-    torch.testing.assert_close(blur(images, kernels), singles, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("pad", [2, 4, 5, 23])
-def test_reflect_pad_is_numpys(pad):
-    image = torch.arange(35.0).view(1, 1, 5, 7)
-    expected = np.pad(image[0, 0].numpy(), pad, mode="reflect")
-    np.testing.assert_array_equal(reflect_pad(image, pad)[0, 0], expected)
+@pytest.mark.parametrize("arguments", [(8, 1.0), (7, 0.0), (7, 3.5)])
+def test_impossible_sinc_kernels_are_refused(arguments):
+    with pytest.raises(ValueError, match="odd size, cutoff in"):
+        sinc_kernel(*arguments)

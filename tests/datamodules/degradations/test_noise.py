@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from datamodules.degradations.noise import gaussian_noise, poisson_noise
+from datamodules.degradations.noise import alias_table, counts_by_table, counts_on_device, gaussian_noise, poisson_noise
 
 
 def seeded(seed=0):
@@ -56,3 +57,36 @@ def test_noise_comes_from_the_generator_alone(noise):
     torch.rand(3)
     assert torch.equal(first, noise(image, 1.0, False, seeded(1)))
     assert not torch.equal(first, noise(image, 1.0, False, seeded(2)))
+
+
+@pytest.mark.parametrize("peak", [1, 8, 256])
+def test_alias_tables_hold_the_poisson_distribution(peak):
+    table = alias_table(peak).view(256, 512).numpy()
+    chance, alias = (table >> 9) / 2**22, table & 511
+    for level in (0, 1, 100, 255):
+        probability = chance[level] / 512
+        np.add.at(probability, alias[level], (1 - chance[level]) / 512)
+        expected = stats.poisson.pmf(np.arange(512), level / 255 * peak)
+        np.testing.assert_allclose(probability, expected, atol=3e-7)
+
+
+@pytest.mark.parametrize("draw", [counts_by_table, counts_on_device])
+def test_poisson_counts_follow_the_distribution(draw):
+    levels = torch.full((500_000,), 20.0)
+    levels[:64] = torch.arange(64)
+    counts, peak = draw(levels, seeded())
+    assert int(peak) == 64
+    mean = 20 / 255 * 64
+    expected = stats.poisson.pmf(np.arange(30), mean) * (len(levels) - 64)
+    observed = np.bincount(counts[64:].int(), minlength=30)[:30]
+    keep = expected > 20
+    expected = expected[keep] * observed[keep].sum() / expected[keep].sum()
+    assert stats.chisquare(observed[keep], expected).pvalue > 1e-3
+    assert counts[0] == 0
+
+
+@pytest.mark.parametrize("draw", [counts_by_table, counts_on_device])
+@pytest.mark.parametrize(("distinct", "peak"), [(1, 1), (2, 2), (3, 4), (128, 128), (129, 256), (256, 256)])
+def test_peak_is_the_next_power_of_two(draw, distinct, peak):
+    _, found = draw(torch.arange(float(distinct)).repeat(2, 3), seeded())
+    assert int(found) == peak

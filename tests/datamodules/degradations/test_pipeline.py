@@ -1,10 +1,11 @@
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from skimage import data
 
-from datamodules.degradations.pipeline import PRESETS, DegradationPipeline
+from datamodules.degradations.parameters import draw_parameters
+from datamodules.degradations.pipeline import PRESETS, DegradationPipeline, stages
+
+RANDOM = ["omgsr", "real_esrgan"]
 
 
 def photographs(count, height=96, width=128):
@@ -16,7 +17,7 @@ def generators(*seeds):
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [*RANDOM, "bicubic"])
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
 def test_lr_has_its_size_and_whole_grey_levels(name, scale):
     hr = photographs(2)
@@ -28,8 +29,9 @@ def test_lr_has_its_size_and_whole_grey_levels(name, scale):
     torch.testing.assert_close(lr * 255, (lr * 255).round(), atol=1e-4, rtol=0)
 
 
-def test_a_sample_is_the_same_bits_in_any_batch():
-    pipeline, seeds = DegradationPipeline(PRESETS["omgsr"], 4), range(12)
+@pytest.mark.parametrize("name", RANDOM)
+def test_a_sample_is_the_same_bits_in_any_batch(name):
+    pipeline, seeds = DegradationPipeline(PRESETS[name], 4), range(12)
     hr = photographs(4).repeat(3, 1, 1, 1)
     batch = pipeline(hr, generators(*seeds))
     singles = torch.cat([pipeline(hr[i : i + 1], generators(seeds[i])) for i in seeds])
@@ -48,12 +50,43 @@ def test_hr_the_global_generator_and_autocast_have_no_part():
         assert torch.equal(pipeline(hr, generators(1, 2, 3)), expected)
 
 
-def test_bicubic_is_antialiased_bicubic():
+def test_none_is_hr_itself():
+    hr = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(DegradationPipeline(PRESETS["none"], 1)(hr, generators(0, 1)), hr)
+    with pytest.raises(ValueError, match=r"data\.degradation='none'.*bicubic, omgsr, real_esrgan.*data\.scale=2"):
+        DegradationPipeline(PRESETS["none"], 2)
+
+
+def names_of_stages(seeds, preset="omgsr"):
+    drawn = [draw_parameters(PRESETS[preset], 4, torch.Generator().manual_seed(seed)) for seed in seeds]
+    return drawn, [[name for name, _ in stages(parameters, (8, 8))] for parameters in drawn]
+
+
+def test_two_orders_end_with_sinc_and_jpeg_in_either_order():
+    drawn, names = names_of_stages(range(60))
+    for parameters, steps in zip(drawn, names, strict=True):
+        sinc = ["sinc"] if parameters.final_sinc else []
+        ending = ["resize", *sinc, "jpeg"] if parameters.jpeg_last else ["jpeg", "resize", *sinc]
+        blurs = [["blur"] if order.kernel else [] for order in parameters.orders]
+        noises = ["gaussian noise" if order.noise.gaussian else "poisson noise" for order in parameters.orders]
+        rounds = [*blurs[0], "resize", noises[0], "jpeg", *blurs[1], "resize", noises[1]]
+        assert steps == [*rounds, *ending]
+    assert len({tuple(steps[-3:]) for steps in names}) >= 4
+
+
+def test_resizes_multiply_the_image_and_then_the_lr_size():
     hr = photographs(1)
-    lr = DegradationPipeline(PRESETS["bicubic"], 4)(hr, generators(0))
-    channels = [Image.fromarray(c.numpy()).resize((32, 24), Image.Resampling.BICUBIC) for c in hr[0]]
-    expected = np.clip(np.stack([np.asarray(c) for c in channels]), 0, 1)
-    assert np.abs(lr[0].numpy() - expected).max() <= 0.5 / 255 + 1e-5
+    for seed in range(12):
+        parameters = draw_parameters(PRESETS["real_esrgan"], 4, torch.Generator().manual_seed(seed))
+        image, sizes = hr, []
+        for name, stage in stages(parameters, (24, 32)):
+            image = stage(image)
+            if name == "resize":
+                sizes.append(tuple(image.shape[-2:]))
+        first, second = (order.factor for order in parameters.orders)
+        assert sizes[0] == (int(96 * first), int(128 * first))
+        assert sizes[1] == (int(24 * second), int(32 * second))
+        assert sizes[2] == (24, 32)
 
 
 def test_omgsr_degrades_visibly_but_keeps_the_picture():
@@ -75,9 +108,13 @@ def test_small_images_pass_through_large_kernels():
     assert lr.isfinite().all()
 
 
-def test_kernels_grow_with_the_scale():
-    assert DegradationPipeline(PRESETS["omgsr"], 4).kernel_size == (7, 21)
-    assert DegradationPipeline(PRESETS["omgsr"], 8).kernel_size == (11, 41)
+def test_real_esrgan_is_harsher_than_omgsr():
+    hr, clean = photographs(1).expand(16, -1, -1, -1), DegradationPipeline(PRESETS["bicubic"], 4)
+    errors = [
+        (DegradationPipeline(PRESETS[name], 4)(hr, generators(*range(16))) - clean(hr[:1], generators(0))).square()
+        for name in RANDOM
+    ]
+    assert errors[0].mean() < errors[1].mean()
 
 
 @pytest.mark.parametrize(("height", "width"), [(98, 128), (96, 127)])
