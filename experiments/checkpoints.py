@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
+from omegaconf import OmegaConf
 
 from callbacks.ema import averaged_weights
 from experiments.build import build_system
@@ -24,9 +25,8 @@ NOT_OF_TRAINING = (
 )
 """Overrides under which a checkpoint loads for inference where the files and the machine of its training are not."""
 
-LATENT_FLOW = "latent_flow"
 NO_LOSSES = ("losses.l1.weight=1", *[f"losses.{name}.weight=0" for name in vars(LossOptions()) if name != "l1"])
-"""The same for the files that losses need; the system's own one, where images are not compared, needs none."""
+"""The same for the files that losses need, in a system whose losses compare images."""
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -92,8 +92,14 @@ def load_system(path: str | Path, overrides: Sequence[str] = ()) -> tuple[SuperR
     What only the training needed, its data above all, may be missing here.
     """
     checkpoint = read_checkpoint(path)
-    losses = () if f"system: {LATENT_FLOW}\n" in checkpoint[OPTIONS_KEY] else NO_LOSSES
-    options = options_of(checkpoint, path, [*NOT_OF_TRAINING, *losses, *overrides])
+    options = options_of(checkpoint, path, [*NOT_OF_TRAINING, *_of_system(checkpoint), *overrides])
     system = build_system(options)
     load_weights(system, checkpoint, averaged=True)
     return system.eval().requires_grad_(False), options
+
+
+def _of_system(checkpoint: dict[str, Any]) -> tuple[str, ...]:
+    system = OmegaConf.create(checkpoint[OPTIONS_KEY]).get("system")
+    if system == "latent_flow":
+        return ()
+    return (*NO_LOSSES, "decoder_training.scale_consistency=0") if system == "f16_decoder" else NO_LOSSES

@@ -44,7 +44,7 @@ def build_student(codec_seed: int = 0, trained: bool = True, sigma: float = 0.50
     features = RandomFeatureDistance(torch.Generator().manual_seed(4))
     schedule = AdamWSchedule(1e-3, (0.9, 0.99), 0.0, warmup_steps=0, decay_share=0.0, final_factor=1.0, steps=10)
     return OneStepFlux(
-        codec=Codec(build_codec(codec_seed, codec_width)),
+        codec=Codec(build_codec(codec_seed, codec_width)).requires_grad_(False),
         transformer=transformer,
         sigma=sigma,
         prompt=prompt,

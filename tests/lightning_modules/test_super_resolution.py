@@ -50,7 +50,10 @@ def test_padding_repeats_the_edge_and_crops_back(size):
 
 def test_a_non_finite_loss_stops_the_run_and_names_term_rank_and_step(make_student, tmp_path):
     generator = torch.Generator().manual_seed(0)
-    samples = [{"lr": torch.rand(3, 8, 8, generator=generator), "hr": torch.rand(3, 32, 32)} for _ in range(6)]
+    samples = [
+        {"lr": torch.rand(3, 8, 8, generator=generator), "hr": torch.rand(3, 32, 32), "key": torch.zeros(4).long()}
+        for _ in range(6)
+    ]
     samples[2]["hr"] = torch.full((3, 32, 32), float("nan"))
     trainer = Trainer(
         accelerator="cpu",
@@ -69,7 +72,8 @@ def test_a_non_finite_loss_stops_the_run_and_names_term_rank_and_step(make_stude
 def test_extra_terms_join_the_loss_by_their_weights_and_the_log_without(make_student, monkeypatch):
     """d/dw of l1 + features + 0.5 |w|^2 of one trained tensor w: the gradients differ by w."""
     generator = torch.Generator().manual_seed(0)
-    batch = {"lr": torch.rand(1, 3, 8, 8, generator=generator), "hr": torch.rand(1, 3, 32, 32, generator=generator)}
+    lr, hr = torch.rand(1, 3, 8, 8, generator=generator), torch.rand(1, 3, 32, 32, generator=generator)
+    batch = {"lr": lr, "hr": hr, "key": torch.zeros(1, 4).long()}
     logged, gradients, totals = {}, [], []
     for extra in (False, True):
         student = make_student()
@@ -89,7 +93,8 @@ def test_an_extra_term_must_be_finite(make_student, monkeypatch):
     student = make_student()
     monkeypatch.setattr(student, "extra_terms", lambda batch, sr: {"latent": (1.0, sr.sum() * float("inf"))})
     with pytest.raises(NonFiniteLossError, match=r"latent = (nan|-?inf)"):
-        student.training_step({"lr": torch.rand(1, 3, 8, 8), "hr": torch.rand(1, 3, 32, 32)}, 0)
+        batch = {"lr": torch.rand(1, 3, 8, 8), "hr": torch.rand(1, 3, 32, 32), "key": torch.zeros(1, 4).long()}
+        student.training_step(batch, 0)
 
 
 def test_tensors_must_fit_by_name_and_shape():
