@@ -21,6 +21,7 @@ from experiments.schema import (
     PerceptualOptions,
     TransformerOptions,
 )
+from lightning_modules.adversarial_training import Manual
 from lightning_modules.adversary import Adversary
 from lightning_modules.autoencoder import Autoencoder as AutoencoderModule
 from lightning_modules.f16_decoder import F16Decoder as F16DecoderModule
@@ -34,7 +35,7 @@ from lightning_modules.networks.prompt import read_prompt
 from lightning_modules.networks.rope import use_rope
 from lightning_modules.networks.small_codec import PATCH, SmallF16Codec
 from lightning_modules.one_step_flux import OneStepFlux as OneStepFluxModule
-from lightning_modules.super_resolution import AdamWSchedule, Manual, SuperResolution
+from lightning_modules.super_resolution import AdamWSchedule, SuperResolution
 from losses.backbone import FrozenBackbone
 from losses.dists import BackboneDistance
 from losses.fidelity import L1, L2, ColorError, PsnrY, SsimY

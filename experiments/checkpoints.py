@@ -22,6 +22,8 @@ NOT_OF_TRAINING = (
     "data.val=bundled",
     "trainer.accelerator=auto",
     "trainer.threads=0",
+    "dists.weights=",
+    "adversary.weights=",
 )
 """Overrides under which a checkpoint loads for inference where the files and the machine of its training are not."""
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_modules.adversarial_training import Manual
 from lightning_modules.adversary import Adversary
 from lightning_modules.networks.small_codec import SmallF16Codec
-from lightning_modules.super_resolution import AdamWSchedule, Manual, SuperResolution
+from lightning_modules.super_resolution import AdamWSchedule, SuperResolution
 from losses.weighted_sum import WeightedSum
 
 

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from lightning_modules.adversarial_training import Manual
 from lightning_modules.adversary import Adversary
 from lightning_modules.networks.codec import Codec
 from lightning_modules.networks.f16_vae import is_f16, last_features
-from lightning_modules.super_resolution import AdamWSchedule, Manual, SuperResolution
+from lightning_modules.super_resolution import AdamWSchedule, SuperResolution
 from losses.weighted_sum import WeightedSum
 
 

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from lightning_modules.adversarial_training import sample_generators
 from lightning_modules.latent_flux import LatentFlux, noise_like, shuffled_ids
 from lightning_modules.networks.codec import Codec
-from lightning_modules.super_resolution import AdamWSchedule, pad_to_multiple, sample_generators
+from lightning_modules.super_resolution import AdamWSchedule, pad_to_multiple
 from losses.weighted_sum import check_finite
 
 

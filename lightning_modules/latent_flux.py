@@ -7,10 +7,11 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_modules.adversarial_training import Manual
 from lightning_modules.adversary import Adversary
 from lightning_modules.networks.codec import Codec
 from lightning_modules.networks.flux import TOKEN_CELLS, image_ids, pack, unpack
-from lightning_modules.super_resolution import AdamWSchedule, Manual, SuperResolution
+from lightning_modules.super_resolution import AdamWSchedule, SuperResolution
 from losses.weighted_sum import WeightedSum
 
 

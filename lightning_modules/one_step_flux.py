@@ -9,18 +9,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from datamodules.randomness import generator_for
+from lightning_modules.adversarial_training import Manual, sample_generators
 from lightning_modules.adversary import Adversary
 from lightning_modules.color_fix import color_fix
 from lightning_modules.latent_flux import LatentFlux, noise_like, shuffled_ids
 from lightning_modules.networks.codec import Codec
 from lightning_modules.networks.lora import without_adapters
-from lightning_modules.super_resolution import (
-    AdamWSchedule,
-    Manual,
-    pad_to_multiple,
-    resize_up,
-    sample_generators,
-)
+from lightning_modules.super_resolution import AdamWSchedule, pad_to_multiple, resize_up
 from losses.latent import latent_loss
 from losses.weighted_sum import WeightedSum
 

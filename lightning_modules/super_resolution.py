@@ -1,28 +1,21 @@
-"""What every system shares: losses, an adversary, validation metrics, schedule, checkpoints without frozen tensors."""
+"""What every system shares: losses, validation metrics, schedule, and checkpoints without frozen tensors."""
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 
-from datamodules.randomness import generator_for
+from lightning_modules.adversarial_training import ADVERSARY, AdversarialTraining, Manual
 from lightning_modules.adversary import Adversary
-from losses.adversarial import adaptive_weight, gradient_at
-from losses.weighted_sum import WeightedSum, add_terms, check_finite
+from losses.weighted_sum import WeightedSum, add_terms
 
 BASE_FINGERPRINT = "base_fingerprint"
-ADVERSARY = "adversary."
-"""What the names of an adversary's tensors begin with, in the module and in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -50,34 +43,14 @@ class AdamWSchedule:
         return warm * (self.final_factor + (1 - self.final_factor) * left)
 
 
-@dataclass(frozen=True)
-class Manual:
-    """What the Trainer does in automatic optimisation and refuses in manual: batches per step, bound on gradients.
-
-    clip: largest norm of the gradients, of generator and heads each on their own; 0 is none.
-    """
-
-    accumulate: int = 1
-    clip: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.accumulate < 1:
-            raise ValueError(f"found trainer.accumulate={self.accumulate}; expected a number of batches >= 1")
-        if not 0 <= self.clip < float("inf"):
-            raise ValueError(f"found trainer.clip={self.clip}; expected a finite number >= 0, 0 for none")
-
-
-class SuperResolution(pl.LightningModule):
+class SuperResolution(AdversarialTraining):
     """Base of the systems: a subclass implements `forward_batch`, `panel` and, where it upscales, `upscale`.
 
     losses: the weighted sum that trains; None for a system with a training step of its own. metrics: validation metrics
     by name, each `update(sr, hr)` on images clamped to [0,1]. schedule: optimiser and learning rate. Only parameters
     with requires_grad are optimised and saved; the rest is the base, of which a checkpoint keeps a fingerprint.
 
-    adversary: trains against the generator, which is all else, by manual optimisation: the heads follow the schedule at
-    their own factor and step after each step of the generator, and a global step is one of the generator.
-    optimisation: accumulation and clipping beside an adversary, given here and not to the Trainer; without one the
-    Trainer does both.
+    adversary, optimisation: see `AdversarialTraining`.
     """
 
     scale: int
@@ -90,18 +63,11 @@ class SuperResolution(pl.LightningModule):
         adversary: Adversary | None = None,
         optimisation: Manual | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(adversary, optimisation)
         self.losses = losses
         self.metrics = MetricCollection(dict(metrics), compute_groups=False)
         self.schedule = schedule
         self.strict_loading = False  # frozen tensors are absent by design; `on_load_checkpoint` checks the rest
-        self.adversary = adversary
-        self.optimisation = optimisation or Manual()
-        self.automatic_optimization = adversary is None
-        if adversary is not None:
-            # DDP expects every tensor that it knows in the generator's backward pass; the heads have their own.
-            own = [*adversary.named_parameters(), *adversary.named_buffers()]
-            self._ddp_params_and_buffers_to_ignore = [ADVERSARY + name for name, _ in own]
 
     @abstractmethod
     def forward_batch(self, batch: dict[str, Any]) -> Tensor:
@@ -118,13 +84,6 @@ class SuperResolution(pl.LightningModule):
         """
         return {}
 
-    def last_layer(self) -> Tensor:
-        """The trained weight at which an adaptive adversary compares gradients: the last before the image."""
-        raise ValueError(
-            f"found adversary.adaptive=true, but {type(self).__name__} names no last layer; "
-            "set adversary.adaptive=false"
-        )
-
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         if self.losses is None:
             raise NotImplementedError(f"{type(self).__name__} has no losses and no training step of its own")
@@ -135,101 +94,20 @@ class SuperResolution(pl.LightningModule):
             total, values = add_terms(total, extra, self.global_step)
             terms |= values
             if self.adversary is not None:
-                total, values = self._train_both(self.adversary, total, sr, batch)
+                total, values = self.train_both(self.adversary, total, sr, batch)
                 terms |= values
         self._log_training(total, terms, len(batch["hr"]))
         return total if self.automatic_optimization else None
 
     def _log_training(self, total: Tensor, terms: Mapping[str, Tensor], size: int) -> None:
         """Log a step's last batch: all that Lightning takes of an accumulation where optimisation is automatic."""
-        if not self.automatic_optimization and self._accumulates():
+        if not self.automatic_optimization and self.accumulates():
             # Lightning logs each batch of manual optimisation, and would repeat what the last step has left.
             if self.trainer._results is not None:
                 self.trainer._results.reset(fx="training_step")
             return
         self.log("train/loss", total, prog_bar=True, batch_size=size, sync_dist=True)
         self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=size, sync_dist=True)
-
-    def _accumulates(self) -> bool:
-        """Whether this batch ends without a step: the Trainer's own answer, by which it counts and logs steps."""
-        return self.trainer.fit_loop.epoch_loop._should_accumulate()
-
-    def _train_both(
-        self, adversary: Adversary, total: Tensor, sr: Tensor, batch: dict[str, Any]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Backward passes of both sides and, at the end of an accumulation, their steps: (total, terms to log)."""
-        step, last = self.global_step, not self._accumulates()
-        generator, discriminator = cast(list[LightningOptimizer], self.optimizers())
-        # The generator's backward pass needs no gradient of the heads.
-        with self.toggled_optimizer(generator), self._gradient_sync(last):
-            total, terms = self._add_adversarial(adversary, total, sr, batch)
-            self.manual_backward(total / self.optimisation.accumulate)
-        if last:
-            self._clip(generator)
-            generator.step()
-            generator.zero_grad()
-        generators = sample_generators(batch, "adversary, discriminator")
-        loss = adversary.discriminator_loss(sr.detach(), batch["hr"], generators)
-        check_finite({"discriminator": loss}, step)
-        (loss / self.optimisation.accumulate).backward()  # not DDP's affair, hence no manual_backward
-        if last:
-            self._step_heads(discriminator)
-        return total.detach(), terms | {"discriminator": loss.detach()}
-
-    def _add_adversarial(
-        self, adversary: Adversary, total: Tensor, sr: Tensor, batch: dict[str, Any]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        value = adversary.generator_loss(sr, sample_generators(batch, "adversary, generator"))
-        if not adversary.adaptive:
-            return add_terms(total, {"adversarial": (adversary.weight, value)}, self.global_step)
-        gradients = [gradient_at(term, self.last_layer()) for term in (total, value)]
-        self._average_over_ranks(gradients)
-        ratio = adaptive_weight(gradients[0], gradients[1])
-        total, terms = add_terms(total, {"adversarial": (adversary.weight * ratio, value)}, self.global_step)
-        return total, terms | {"adaptive_weight": ratio}
-
-    def _step_heads(self, discriminator: LightningOptimizer) -> None:
-        parameters = [parameter for group in discriminator.param_groups for parameter in group["params"]]
-        self._average_over_ranks([parameter.grad for parameter in parameters])
-        self._clip(discriminator)
-        discriminator.optimizer.step()  # the plain optimiser's: a wrapped one would count as a global step
-        discriminator.zero_grad()
-        for scheduler in cast(list[torch.optim.lr_scheduler.LRScheduler], self.lr_schedulers()):
-            scheduler.step()
-
-    def _clip(self, optimizer: LightningOptimizer) -> None:
-        self.clip_gradients(optimizer.optimizer, self.optimisation.clip, "norm")
-
-    def _gradient_sync(self, wanted: bool) -> AbstractContextManager[None]:
-        """Context in which DDP averages the generator's gradients only if `wanted`."""
-        strategy = self.trainer.strategy
-        return (
-            strategy.block_backward_sync() if not wanted and isinstance(strategy, ParallelStrategy) else nullcontext()
-        )
-
-    def _average_over_ranks(self, gradients: Sequence[Tensor]) -> None:
-        """Replace gradients by their means over the ranks, in one reduction."""
-        if self.trainer.world_size == 1:
-            return
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        mean = self.trainer.strategy.reduce(flat, reduce_op="mean")
-        for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-    def on_fit_start(self) -> None:
-        if self.adversary is None:
-            return
-        if self.adversary.adaptive:
-            self.last_layer()  # a system without one ends here, not in the first step
-        # The Trainer refuses this as an argument in manual optimisation; set here, it counts and logs steps as usual.
-        self.trainer.accumulate_grad_batches = self.optimisation.accumulate
-        if self.trainer.world_size > 1:
-            for tensor in self.adversary.state_dict().values():  # as DDP does with all that it knows
-                torch.distributed.broadcast(tensor, 0)
-
-    def on_fit_end(self) -> None:
-        if self.adversary is not None:
-            self.trainer.accumulate_grad_batches = 1
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         sr = self.forward_batch(batch).float().clamp(0, 1)
@@ -289,11 +167,6 @@ class SuperResolution(pl.LightningModule):
 def without_adversary(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint's tensors without those of an adversary: what a system without one loads."""
     return {name: value for name, value in weights.items() if not name.startswith(ADVERSARY)}
-
-
-def sample_generators(batch: Mapping[str, Any], purpose: str) -> list[torch.Generator]:
-    """A generator on the CPU per sample, from the batch's `key` (B,4) and a purpose."""
-    return [generator_for(key, purpose) for key in batch["key"].tolist()]
 
 
 def fingerprint(modules: Iterable[nn.Module]) -> str:

@@ -1,10 +1,13 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments.options import load_options
 from experiments.train import train
+from lightning_modules.networks.f16_vae import build_flux_vae
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +20,56 @@ def tiny_codec_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_student_run(tiny_codec_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of op4ksr/mini with its tiny overrides, trained for two steps on the tiny codec."""
     return _train("op4ksr/mini", tmp_path_factory.mktemp("student"), f"codec.path={tiny_codec_run / 'codec'}")
+
+
+@pytest.fixture(scope="session")
+def tiny_flow_run(tiny_codec_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of op4ksr/pretrain_mini with its tiny overrides, trained for two steps on the tiny codec."""
+    return _train("op4ksr/pretrain_mini", tmp_path_factory.mktemp("flow"), f"codec.path={tiny_codec_run / 'codec'}")
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny AutoencoderKL in F8 layout with random weights, which stands for FLUX's."""
+    folder = tmp_path_factory.mktemp("vae") / "vae"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        build_flux_vae((4, 4, 4, 4), layers_per_block=1, norm_groups=2, latent_channels=4).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bases(tiny_codec_run: Path, tiny_flow_run: Path, tiny_vae: Path) -> Callable[[str], list[str]]:
+    """Overrides that point a shipped experiment to the tiny models which it stands on."""
+
+    def bases_of(name: str) -> list[str]:
+        if name.startswith("f16_vae/decoder"):
+            return [f"codec.path={tiny_vae}"]
+        codec = [] if name.startswith("f16_vae") else [f"codec.path={tiny_codec_run / 'codec'}"]
+        adapted = name.startswith(("op4ksr/mini_lora", "op4ksr/mini_gan"))
+        return [*codec, f"transformer.path={tiny_flow_run / 'transformer'}"] if adapted else codec
+
+    return bases_of
+
+
+@pytest.fixture(scope="session")
+def tiny_lora_run(bases: Callable[[str], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of op4ksr/mini_lora, tiny, at a rate at which two steps leave adapters of visible effect."""
+    fast = ["optimizer.learning_rate=0.03", "optimizer.warmup_steps=0"]
+    return _train("op4ksr/mini_lora", tmp_path_factory.mktemp("lora"), *bases("op4ksr/mini_lora"), *fast)
+
+
+@pytest.fixture(scope="session")
+def tiny_gan_run(bases: Callable[[str], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of op4ksr/mini_gan with its tiny overrides, trained for two steps; a checkpoint after each."""
+    paths = bases("op4ksr/mini_gan")
+    return _train("op4ksr/mini_gan", tmp_path_factory.mktemp("gan"), *paths, "trainer.checkpoint_every=1")
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder_run(tiny_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of f16_vae/decoder with its tiny overrides, trained for two steps."""
+    return _train("f16_vae/decoder", tmp_path_factory.mktemp("decoder"), f"codec.path={tiny_vae}")
 
 
 def _train(experiment: str, runs: Path, *overrides: str) -> Path:

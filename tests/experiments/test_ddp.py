@@ -25,9 +25,8 @@ for arguments in sys.stdin.read().splitlines():
 """
 
 
-def overrides_for(name, codec, runs):
-    given = [f"runs={runs}", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.threads=1"]
-    return given if name.startswith("f16_vae") else [*given, f"codec.path={codec}"]
+def overrides_for(paths, runs):
+    return [f"runs={runs}", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.threads=1", *paths]
 
 
 def environment(**more):
@@ -41,13 +40,10 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def runs_on_two(tiny_codec_run, tmp_path_factory):
+def runs_on_two(bases, tmp_path_factory):
     """Folder of the runs of all shipped experiments, each on the same two processes, as a cluster would start them."""
     runs, port = tmp_path_factory.mktemp("two"), str(free_port())
-    lines = [
-        " ".join([name, "--tiny", *overrides_for(name, tiny_codec_run / "codec", runs), *ON_TWO])
-        for name in shipped_experiments()
-    ]
+    lines = [" ".join([name, "--tiny", *overrides_for(bases(name), runs), *ON_TWO]) for name in shipped_experiments()]
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", ALL_IN_ONE],
@@ -84,8 +80,8 @@ def largest_difference(first, second):
 
 
 @pytest.mark.parametrize("name", shipped_experiments())
-def test_two_processes_train_what_one_does(name, runs_on_two, tiny_codec_run, tmp_path):
-    single = train(load_options(name, overrides_for(name, tiny_codec_run / "codec", tmp_path), tiny=True))
+def test_two_processes_train_what_one_does(name, runs_on_two, bases, tmp_path):
+    single = train(load_options(name, overrides_for(bases(name), tmp_path), tiny=True))
     two, one = contents(runs_on_two / f"{name}-tiny"), contents(single)
     assert two["global_step"] == one["global_step"] == 2
 
@@ -93,18 +89,20 @@ def test_two_processes_train_what_one_does(name, runs_on_two, tiny_codec_run, tm
     shadows = [checkpoint["callbacks"]["Ema"]["shadow"] for checkpoint in (two, one)]
     assert largest_difference(*shadows) < 1e-6
     # Adam hides the gradients' size; their first moments do not, and half a batch would give others.
-    moments, expected = (checkpoint["optimizer_states"][0]["state"] for checkpoint in (two, one))
-    for number, state in expected.items():
-        size = state["exp_avg"].abs().max().item()
-        assert (moments[number]["exp_avg"] - state["exp_avg"]).abs().max().item() <= 1e-3 * size + 1e-9
-    assert max(state["exp_avg"].abs().max().item() for state in expected.values()) > 1e-5
+    assert len(two["optimizer_states"]) == len(one["optimizer_states"])
+    for side, other in zip(two["optimizer_states"], one["optimizer_states"], strict=True):
+        moments, expected = side["state"], other["state"]
+        for number, state in expected.items():
+            size = state["exp_avg"].abs().max().item()
+            assert (moments[number]["exp_avg"] - state["exp_avg"]).abs().max().item() <= 1e-3 * size + 1e-9
+        assert max(state["exp_avg"].abs().max().item() for state in expected.values()) > 1e-5
 
     assert scalars(runs_on_two / f"{name}-tiny") == pytest.approx(scalars(single), rel=1e-3, abs=1e-4)
     assert len(list((runs_on_two / f"{name}-tiny").glob("events.out.tfevents.*"))) == 1, "rank zero alone logs"
 
 
 def test_the_command_starts_its_second_process_itself(tmp_path):
-    overrides = [*overrides_for("f16_vae/small", "", tmp_path), *ON_TWO, "trainer.panel_images=0"]
+    overrides = [*overrides_for([], tmp_path), *ON_TWO, "trainer.panel_images=0"]
     command = [sys.executable, "-m", "experiments.train", "f16_vae/small", "--tiny", *overrides]
     run = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr[-3000:]

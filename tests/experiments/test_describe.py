@@ -37,7 +37,7 @@ def test_reference_groups_options_and_names_the_system_of_special_ones() -> None
     text = reference(all_options())
     rope = text[text.index("\ntransformer.rope") :]
     assert rope.startswith(
-        "\ntransformer.rope  (system one_step_flux only)\n  transformer.rope.theta=10000.0  (float)\n"
+        "\ntransformer.rope  (system one_step_flux, latent_flow only)\n  transformer.rope.theta=10000.0  (float)\n"
     )
     assert "\ndata\n" in text
     sections = [option.section for option in all_options()]

@@ -142,10 +142,10 @@ def test_strips_equal_one_piece(tiny_student_run: Path) -> None:
         whole = super_resolve(student, lr, (268, 84), strip_rows=0)
         for rows in (1, 2, 5, 16, 40):
             torch.testing.assert_close(super_resolve(student, lr, (268, 84), rows), whole, atol=1e-4, rtol=0)
-        image = torch.rand(1, 3, 288, 96, generator=generator) * 2 - 1
-        latent = student.codec.encode(image).latent_dist.mode()
+        image = torch.rand(1, 3, 288, 96, generator=generator)
+        latent = student.codec.encode(image)
         for rows in (1, 2, 5, 16, 40):
-            torch.testing.assert_close(student.codec.encode_in_strips(image, rows), latent, atol=1e-4, rtol=0)
+            torch.testing.assert_close(student.codec.encode(image, rows), latent, atol=1e-4, rtol=0)
 
 
 def test_expected_memory_is_linear_in_the_pixels(upscaler: Upscaler) -> None:

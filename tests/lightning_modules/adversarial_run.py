@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from callbacks.ema import Ema
+from lightning_modules.adversarial_training import Manual
 from lightning_modules.adversary import Adversary
 from lightning_modules.networks.discriminator import Discriminator
-from lightning_modules.super_resolution import AdamWSchedule, Manual, SuperResolution
+from lightning_modules.super_resolution import AdamWSchedule, SuperResolution
 from losses.backbone import FrozenBackbone
 from losses.fidelity import L1, PsnrY
 from losses.weighted_sum import WeightedSum

@@ -16,9 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks.ema import Ema, averaged_weights
 from callbacks.image_panel import logging_step
+from lightning_modules.adversarial_training import Manual, sample_generators
 from lightning_modules.autoencoder import Autoencoder
 from lightning_modules.networks.small_codec import SmallF16Codec
-from lightning_modules.super_resolution import Manual, check_base, check_trainable, sample_generators, without_adversary
+from lightning_modules.super_resolution import check_base, check_trainable, without_adversary
 from losses.weighted_sum import NonFiniteLossError
 
 ROOT = Path(__file__).resolve().parents[2]
