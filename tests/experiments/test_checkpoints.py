@@ -4,9 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
+from omegaconf import OmegaConf
 
 from experiments.build import build_system
-from experiments.checkpoints import AtomicCheckpoints, load_system, load_weights, options_of, read_checkpoint
+from experiments.checkpoints import (
+    OPTIONS_KEY,
+    AtomicCheckpoints,
+    load_system,
+    load_weights,
+    options_of,
+    read_checkpoint,
+)
 from experiments.train import train
 
 
@@ -99,6 +108,29 @@ def test_a_loaded_system_has_the_averaged_weights_and_no_gradient(tiny_student_r
     assert not system.training
     assert not any(p.requires_grad for p in system.parameters())
     assert options.name == checkpoint_options(tiny_student_run).name
+
+
+def test_inference_needs_neither_the_adversary_nor_its_backbone(tiny_gan_run, tmp_path):
+    """Nor any other file that only a loss read."""
+    checkpoint = read_checkpoint(checkpoint_of(tiny_gan_run))
+    options = OmegaConf.create(checkpoint[OPTIONS_KEY])
+    options.adversary.weights, options.dists.weights, options.losses.dists.weight = "/gone/dino", "/gone/dino", 1.0
+    checkpoint[OPTIONS_KEY] = OmegaConf.to_yaml(options)
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    system, _ = load_system(tmp_path / "last.ckpt")
+    assert system.adversary is None
+    assert any(name.startswith("adversary.") for name in checkpoint["state_dict"])
+    shadow, parameters = checkpoint["callbacks"]["Ema"]["shadow"], dict(system.named_parameters())
+    assert all(torch.equal(parameters[name], value) for name, value in shadow.items())
+
+
+def test_another_transformer_below_the_adapters_is_refused(tiny_lora_run, tiny_flow_run, tmp_path):
+    other = FluxTransformer2DModel.from_pretrained(tiny_flow_run / "transformer", local_files_only=True)
+    with torch.no_grad():
+        other.proj_out.bias += 0.01
+    other.save_pretrained(tmp_path / "transformer")
+    with pytest.raises(ValueError, match=r"frozen base .* is not the one .* transformer\.path"):
+        load_system(checkpoint_of(tiny_lora_run), [f"transformer.path={tmp_path / 'transformer'}"])
 
 
 def checkpoint_options(run):

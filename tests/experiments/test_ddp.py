@@ -14,6 +14,7 @@ from experiments.options import load_options, shipped_experiments
 from experiments.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.timeout(900)  # one fixture trains everything, and a machine may be busy
 ON_TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
 # One pair of processes for all experiments: starting one costs more than its two steps.
 ALL_IN_ONE = """
@@ -59,7 +60,7 @@ def runs_on_two(bases, tmp_path_factory):
         process.stdin.write("\n".join(lines))
         process.stdin.close()
         process.stdin = None
-    errors = [process.communicate(timeout=240)[1][-3000:] for process in ranks]
+    errors = [process.communicate(timeout=600)[1][-3000:] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
     return runs
 

@@ -59,6 +59,39 @@ def test_a_codec_has_only_its_own_round_trip(tiny_codec_run: Path) -> None:
     assert "Id-shuffle" not in text
 
 
+@pytest.fixture
+def one_image(tmp_path: Path) -> str:
+    write_image(tmp_path / "data" / "a.png", torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0)))
+    return str(tmp_path / "data")
+
+
+def test_a_flow_is_measured_as_a_denoiser(tiny_flow_run: Path, one_image: str) -> None:
+    text, values = evaluate(checkpoint(tiny_flow_run), one_image, [], None)
+    methods = [row["method"] for row in values["rows"]]
+    assert methods == ["codec(hr)", "denoised", "denoised, ids shuffled", "hr"]
+    psnr = {row["method"]: row["values"]["psnr_y"] for row in values["rows"]}
+    assert psnr["denoised"] < psnr["codec(hr)"] < psnr["hr"]
+    (cost,) = values["id_shuffle_cost"].values()
+    assert cost["psnr_y"] == psnr["denoised"] - psnr["denoised, ids shuffled"]
+    assert "Id-shuffle cost" in text
+
+
+def test_a_decoder_is_measured_by_its_round_trip(tiny_decoder_run: Path, one_image: str) -> None:
+    _, values = evaluate(checkpoint(tiny_decoder_run), one_image, [], None)
+    assert [row["method"] for row in values["rows"]] == ["codec(hr)", "hr"]
+    assert values["rows"][0]["values"]["psnr_y"] < 60, "random weights reconstruct nothing"
+
+
+def test_a_students_references_know_no_adapters(tiny_lora_run: Path, tiny_codec_run: Path, one_image: str) -> None:
+    student = evaluate(checkpoint(tiny_lora_run), one_image, [], None)[1]["rows"]
+    codec = evaluate(checkpoint(tiny_codec_run), one_image, [], None)[1]["rows"]
+    rows = {row["method"]: row["values"] for row in student}
+    assert list(rows) == ["bicubic", "codec(lr)", "codec(hr)", "student", "student, ids shuffled", "hr"]
+    # the codec's own table has another border, so only what is measured on whole images compares
+    assert rows["codec(hr)"]["perceptual"] == pytest.approx(codec[0]["values"]["perceptual"], rel=1e-5)
+    assert rows["student"]["perceptual"] != pytest.approx(rows["codec(lr)"]["perceptual"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

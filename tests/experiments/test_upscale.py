@@ -46,6 +46,13 @@ def test_any_size_and_format_becomes_four_times_larger(
     assert read_image(written).pixels.shape == (3, 4 * size[0], 4 * size[1])
 
 
+def test_a_student_of_adapters_upscales(tiny_lora_run: Path, tmp_path: Path) -> None:
+    Image.fromarray(noise(7, 31)).save(tmp_path / "a.png")
+    adapted = build_upscaler(checkpoint(tiny_lora_run), [], "", "", 10**8)
+    assert run_one(adapted, tmp_path / "a.png", tmp_path / "b.png") == 0
+    assert read_image(tmp_path / "b.png").pixels.shape == (3, 28, 124)
+
+
 def test_output_is_the_students_own_image(upscaler: Upscaler, tmp_path: Path) -> None:
     Image.fromarray(noise(20, 24)).save(tmp_path / "a.png")
     run_one(upscaler, tmp_path / "a.png", tmp_path / "b.png")
@@ -196,6 +203,7 @@ def test_bad_files_are_named_and_the_others_done(
         (["{student}", "{image}", "{out}", "data.crop=big"], "option data.crop='big'"),
         (["missing.ckpt", "{image}", "{out}"], "CKPT=missing.ckpt: no such file"),
         (["{codec}", "{image}", "{out}"], "is of system=autoencoder, expected one_step_flux"),
+        (["{flow}", "{image}", "{out}"], "is of system=latent_flow, expected one_step_flux"),
         (["{student}", "nowhere", "{out}"], "IN=nowhere: no such file or folder"),
     ],
 )
@@ -204,6 +212,7 @@ def test_what_cannot_start_ends_in_one_sentence(
     said: str,
     tiny_student_run: Path,
     tiny_codec_run: Path,
+    tiny_flow_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -212,6 +221,7 @@ def test_what_cannot_start_ends_in_one_sentence(
     known = {
         "student": checkpoint(tiny_student_run),
         "codec": checkpoint(tiny_codec_run),
+        "flow": checkpoint(tiny_flow_run),
         "image": tmp_path / "image.png",
         "out": tmp_path / "out",
     }

@@ -92,8 +92,8 @@ def test_extra_terms_join_the_loss_by_their_weights_and_the_log_without(make_stu
 def test_an_extra_term_must_be_finite(make_student, monkeypatch):
     student = make_student()
     monkeypatch.setattr(student, "extra_terms", lambda batch, sr: {"latent": (1.0, sr.sum() * float("inf"))})
+    batch = {"lr": torch.rand(1, 3, 8, 8), "hr": torch.rand(1, 3, 32, 32), "key": torch.zeros(1, 4).long()}
     with pytest.raises(NonFiniteLossError, match=r"latent = (nan|-?inf)"):
-        batch = {"lr": torch.rand(1, 3, 8, 8), "hr": torch.rand(1, 3, 32, 32), "key": torch.zeros(1, 4).long()}
         student.training_step(batch, 0)
 
 
