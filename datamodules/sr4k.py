@@ -96,11 +96,12 @@ class SR4KDataModule(pl.LightningDataModule):
             return batch
         started = time.perf_counter()
         hr = batch["hr"].float()
-        generators = [generator_for(key, "degradation") for key in batch["key"].tolist()]
+        key = batch["key"].cpu()  # generators are made from it in every phase of a step: one transfer for all
+        generators = [generator_for(sample, "degradation") for sample in key.tolist()]
         with torch.no_grad(), torch.autocast(hr.device.type, enabled=False):
             lr = self.degrade(hr, generators)
         self.degrade_seconds = time.perf_counter() - started
-        return {**batch, "hr": hr, "lr": lr}
+        return {**batch, "key": key, "hr": hr, "lr": lr}
 
     def state_dict(self) -> dict[str, Any]:
         """The number of global batches done, and what must not change at a resume."""

@@ -28,6 +28,7 @@ NOT_OF_TRAINING = (
 """Overrides under which a checkpoint loads for inference where the files and the machine of its training are not."""
 
 NO_LOSSES = ("losses.l1.weight=1", *[f"losses.{name}.weight=0" for name in vars(LossOptions()) if name != "l1"])
+NO_FILES = ("dists.weights=", "adversary.weights=")
 """The same for the files that losses need, in a system whose losses compare images."""
 
 
@@ -94,7 +95,7 @@ def load_system(path: str | Path, overrides: Sequence[str] = ()) -> tuple[SuperR
     What only the training needed, its data above all, may be missing here.
     """
     checkpoint = read_checkpoint(path)
-    options = options_of(checkpoint, path, [*NOT_OF_TRAINING, *_of_system(checkpoint), *overrides])
+    options = options_of(checkpoint, path, [*NOT_OF_TRAINING, *NO_FILES, *_of_system(checkpoint), *overrides])
     system = build_system(options)
     load_weights(system, checkpoint, averaged=True)
     return system.eval().requires_grad_(False), options

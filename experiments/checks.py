@@ -183,11 +183,14 @@ def _combinations(options: Experiment) -> Iterator[str]:
     data, trainer = options.data, options.trainer
     if data.batch_size % max(trainer.devices, 1):
         yield f"data.batch_size={data.batch_size}: expected a multiple of trainer.devices={trainer.devices}"
+    if data.val_count < trainer.devices:
+        yield f"data.val_count={data.val_count}: expected at least trainer.devices={trainer.devices}, a crop for each"
     if trainer.accelerator == "gpu" and not torch.cuda.is_available():
         yield "trainer.accelerator=gpu: torch finds no GPU here; expected cpu or auto"
     if options.losses.lpips.weight > 0 and not options.perceptual.backbone:
         yield "losses.lpips.weight is above 0, but perceptual.backbone names no file with trained weights"
     yield from _losses(options)
+    yield from _adapters(options)
     if isinstance(options, OneStepFlux | LatentFlow):
         yield from _transformer(options)
     if not isinstance(options, Autoencoder):
@@ -195,6 +198,19 @@ def _combinations(options: Experiment) -> Iterator[str]:
             codec_cell(options.codec.path, options.codec.layout)
         except (ValueError, OSError) as error:
             yield str(error)
+
+
+def _adapters(options: Experiment) -> Iterator[str]:
+    """Adapters where nothing adds them, and an adversary that needs a layer which adapters leave frozen."""
+    codec, student = options.codec.lora.rank, isinstance(options, OneStepFlux)
+    if codec and not student:
+        yield f"codec.lora.rank={codec}: system {options.system} has no adapters; expected 0"
+    if isinstance(options, LatentFlow) and options.transformer.lora.rank:
+        rank = options.transformer.lora.rank
+        yield f"transformer.lora.rank={rank}: system latent_flow trains the transformer whole; expected 0"
+    adapted = isinstance(options, OneStepFlux) and options.transformer.lora.rank
+    if adapted and options.adversary.adaptive and options.losses.adversarial.weight:
+        yield "adversary.adaptive=true: it compares gradients at the last projection, which adapters leave frozen"
 
 
 def _transformer(options: OneStepFlux | LatentFlow) -> Iterator[str]:
@@ -206,8 +222,11 @@ def _transformer(options: OneStepFlux | LatentFlow) -> Iterator[str]:
             "(`make train EXP=op4ksr/pretrain_mini` writes one to runs/op4ksr/pretrain_mini/transformer)"
         )
     adapted = isinstance(options, OneStepFlux) and options.transformer.lora.rank
-    if options.transformer.dtype == "bfloat16" and (not adapted or options.trainer.precision == "32-true"):
-        yield "transformer.dtype=bfloat16: expected transformer.lora.rank above 0 and trainer.precision not 32-true"
+    if options.transformer.dtype == "bfloat16" and not (folder and adapted and options.trainer.precision != "32-true"):
+        yield (
+            "transformer.dtype=bfloat16: expected transformer.path, transformer.lora.rank above 0 and "
+            "trainer.precision other than 32-true"
+        )
     if options.transformer.rope.variant == "yarn" and options.transformer.rope.theta <= 1:
         yield f"transformer.rope.theta={options.transformer.rope.theta}: expected a value above 1 for yarn"
 

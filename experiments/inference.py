@@ -28,6 +28,8 @@ _WRITE_BYTES = {8: 44, 16: 64}
 # Bytes per pixel of a strip at the codec's stride 4, and per channel of a token inside a block of the transformer.
 _STRIP_BYTES = 60
 _TOKEN_BYTES = 40
+# Bytes per pixel of the wavelet colour fix: eight fp32 images.
+_COLOR_FIX_BYTES = 96
 # Bytes per pixel and channel of the finest stage of an AutoencoderKL in one piece: 25 to 32 seen at 512 to 1024 px.
 _STAGE_BYTES = 32
 
@@ -61,17 +63,19 @@ def super_resolve(student: OneStepFlux, lr: Tensor, size: tuple[int, int], strip
 def expected_peak(student: OneStepFlux, size: tuple[int, int], bit_depth: int = 8, alpha: bool = False) -> int:
     """Bytes that `size` output pixels need on top of what the process holds already: an estimate, linear in the pixels.
 
-    The largest of three phases, which follow one another: the encoder (the image three times over, one strip), the
-    transformer (its tokens; SDPA materialises no scores), and writing (the image as floats and as integers).
+    The largest of the phases, which follow one another: the encoder (the image three times over, one strip), the
+    transformer (its tokens; SDPA materialises no scores), the colour fix where there is one, and writing (the image as
+    floats and as integers).
     """
     pitch = student.token_pitch
     height, width = (-(-side // pitch) * pitch for side in size)
     channels = student.transformer.config["num_attention_heads"] * HEAD_CHANNELS
     pixels = height * width
     encode = _ENCODE_BYTES * pixels + _codec_bytes(student.codec, height, width)
+    fix = _COLOR_FIX_BYTES * pixels if student.color_fix != "none" else 0
     transform = 12 * pixels + _TOKEN_BYTES * channels * pixels // pitch**2
     write = _WRITE_BYTES[bit_depth] * pixels * (4 if alpha else 3) // 3
-    return max(encode, transform, write)
+    return max(encode, transform, fix, write)
 
 
 def _codec_bytes(codec: Codec, height: int, width: int) -> int:

@@ -121,7 +121,7 @@ class FlowOptions:
     logit_std: float = 1.0
     """Deviation of that draw."""
     sigma: float = 0.505
-    """Noise level of validation: the one at which the student enters."""
+    """Noise level of validation: set it to student.sigma of the students to come."""
 
 
 @dataclass
@@ -156,8 +156,8 @@ class AdversaryOptions:
     """timm's name of the discriminator's frozen backbone; its tag says how images are normalised."""
     weights: str = ""
     """Local file with its weights in timm's layout; empty: seeded random ones (ours)."""
-    stages: list[int] = field(default_factory=lambda: [1, 2, 3])
-    """Feature maps on which a head each judges."""
+    stages: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Feature maps on which a head each judges; of a ViT these are blocks, 2, 5 and 8 with OMGSR."""
     channels: int = 64
     """Channels of the heads."""
     kind: str = "bce"
@@ -167,7 +167,7 @@ class AdversaryOptions:
     augment: bool = True
     """DiffAugment (colour, translation, cutout) of all that the discriminator sees."""
     adaptive: bool = False
-    """Scale the term to the gradient of the others at the last trained layer (VQGAN); for decoders."""
+    """Scale the term to the gradient of the others' weighted sum at the last trained layer (after VQGAN)."""
     learning_rate_factor: float = 1.0
     """Learning rate of the heads as a factor of the generator's."""
 
@@ -251,7 +251,7 @@ class TrainerOptions:
     devices: int = 1
     """Processes on this machine, one per GPU."""
     strategy: str = "auto"
-    """auto or ddp (Lightning)."""
+    """auto or ddp; auto is ddp where there is more than one device."""
     precision: str = "auto"
     """32-true, bf16-mixed, or auto: bf16-mixed where the machine computes in it; emulated it is 15 times slower."""
     threads: int = 0

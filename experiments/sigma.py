@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from datamodules.sr4k import SR4KDataModule
 from experiments.build import build_data
+from experiments.checkpoints import NO_FILES, NO_LOSSES
 from experiments.command_line import quiet, user_errors
 from experiments.inference import pick_device
 from experiments.options import load_options
@@ -112,6 +113,19 @@ def report(signal: Tensor, error: Tensor) -> str:
     return "\n".join(lines)
 
 
+NOT_NEEDED = (
+    *NO_LOSSES,
+    *NO_FILES,
+    "perceptual.backbone=",
+    "perceptual.linear=",
+    "transformer.path=",
+    "transformer.prompt=",
+    "transformer.dtype=float32",
+    "trainer.accelerator=auto",
+)
+"""Overrides under which the options load where only the data and the codec are at hand."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Find a student's noise level from its data and codec.")
     parser.add_argument("experiment", help="name below experiments/ or a YAML file (EXP=)")
@@ -121,7 +135,7 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     quiet()
     with user_errors():
-        options = load_options(given.experiment, given.overrides, given.tiny)
+        options = load_options(given.experiment, [*NOT_NEEDED, *given.overrides], given.tiny)
         if not isinstance(options, OneStepFlux):
             raise ValueError(
                 f"EXP={given.experiment} is of system={options.system}, expected one_step_flux, whose student.sigma "

@@ -1,6 +1,7 @@
 """Train one experiment: `python -m experiments.train op4ksr/mini seed=1` (make train EXP= SET= RESUME= INIT=)."""
 
 import argparse
+import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from callbacks.ema import Ema
 from callbacks.hparams import LogHyperparameters
@@ -102,7 +104,8 @@ def build_trainer(options: Experiment, folder: Path) -> pl.Trainer:
         # auto is a CUDA GPU or the CPU: the degradations compute in float64, which Apple's MPS lacks
         accelerator="cuda" if trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu",
         devices=trainer.devices,
-        strategy=trainer.strategy,
+        # no buffers at each step: they are frozen networks that measure, and equal on all ranks
+        strategy=DDPStrategy(broadcast_buffers=False) if trainer.strategy == "ddp" or trainer.devices > 1 else "auto",
         precision=precision_of(options),  # type: ignore[arg-type]  # one of the choices in checks.py
         max_steps=trainer.steps,
         accumulate_grad_batches=1 if manual else trainer.accumulate,
@@ -150,7 +153,7 @@ def save_products(system: SuperResolution, folder: Path) -> None:
     """Write the averaged weights as other experiments and other programs take them.
 
     A codec to <run>/codec (`codec.path`), a pretrained transformer to <run>/transformer (`transformer.path`), adapters
-    to <run>/lora, where plain diffusers reads the transformer's.
+    to <run>/lora, where plain diffusers reads the transformer's; student.json says what it must be run with.
     """
     load_weights(system, read_checkpoint(folder / "checkpoints" / "last.ckpt"), averaged=True)
     if isinstance(system, AutoencoderModule | F16Decoder):
@@ -159,6 +162,10 @@ def save_products(system: SuperResolution, folder: Path) -> None:
         system.transformer.save_pretrained(folder / "transformer")
     if isinstance(system, OneStepFlux) and has_lora(system.transformer):
         save_lora(system.transformer, folder / "lora")
+        rope = system.transformer.pos_embed
+        facts = {"theta": rope.theta, "variant": rope.variant, "window": rope.window}
+        entry = {"sigma": system.sigma, "noise": system.noise}
+        (folder / "lora" / "student.json").write_text(json.dumps({"rope": facts, **entry}, indent=1) + "\n")
     if isinstance(system, OneStepFlux) and has_lora(system.codec.encoder):
         save_encoder_lora(system.codec.encoder, folder / "lora")
 

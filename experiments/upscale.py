@@ -26,6 +26,7 @@ from datamodules.image_io import (
     write_image,
 )
 from experiments.checkpoints import load_system
+from experiments.checks import has_bf16_base
 from experiments.command_line import EXIT_INPUT, EXIT_PARTIAL, quiet, user_errors
 from experiments.inference import (
     GIB,
@@ -38,6 +39,7 @@ from experiments.inference import (
     super_resolve,
 )
 from experiments.schema import Experiment
+from lightning_modules.networks.lora import fold_lora
 from lightning_modules.one_step_flux import OneStepFlux
 from lightning_modules.super_resolution import resize_up
 
@@ -93,7 +95,7 @@ class Upscaler:
         """sr (3,H,W) and alpha (1,H,W) or None in final size; alpha is bicubic."""
         device = self.student.device
         precision = autocast(self.options, device)
-        if loaded.bit_depth == 16:  # bf16 has 8 significant bits
+        if loaded.bit_depth == 16 and not has_bf16_base(self.options):  # bf16 has 8 significant bits
             precision = torch.autocast(device.type, enabled=False)
         with torch.inference_mode(), precision:
             sr = super_resolve(self.student, loaded.rgb, size)
@@ -173,6 +175,9 @@ def build_upscaler(checkpoint: str, overrides: list[str], scale: str, memory_lim
     student, options = load_system(checkpoint, ["perceptual.backbone=", "perceptual.linear=", *overrides])
     if not isinstance(student, OneStepFlux):
         raise ValueError(f"CKPT={checkpoint} is of system={options.system}, expected one_step_flux")
+    if not has_bf16_base(options):  # a bf16 weight would round the adapters' share off
+        fold_lora(student.codec)
+        fold_lora(student.transformer)
     if options.trainer.threads:
         torch.set_num_threads(options.trainer.threads)
     device = pick_device(options)

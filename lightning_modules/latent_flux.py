@@ -73,6 +73,9 @@ class LatentFlux(SuperResolution):
     def frozen_modules(self) -> Iterable[nn.Module]:
         return [self.codec, self.transformer]
 
+    def fixed_tensors(self) -> Mapping[str, Tensor]:
+        return {"prompt": self.prompt, "pooled_prompt": self.pooled_prompt}
+
 
 def shuffled_ids(latent: Tensor, generator: torch.Generator) -> Tensor:
     """The position ids of a latent's tokens permuted at random; what they cost is what a model knows of positions."""

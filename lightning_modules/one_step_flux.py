@@ -99,11 +99,11 @@ class OneStepFlux(LatentFlux):
         return latent - self.sigma * self.velocity(latent, latent.new_full((len(latent),), self.sigma), ids)
 
     def last_layer(self) -> Tensor:
-        """The transformer's last projection, or its adapter: the decoder behind it is frozen (ours)."""
-        trained = [p for p in self.transformer.proj_out.parameters() if p.requires_grad]
-        return trained[0] if trained else super().last_layer()
+        """The transformer's last projection, where it is trained: the decoder behind it is frozen (ours)."""
+        weight = self.transformer.proj_out.weight
+        return weight if weight.requires_grad else super().last_layer()
 
     @torch.no_grad()
     def panel(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         size = batch["hr"].shape[-2:]
-        return {"lr": resize_up(batch["lr"], size), "sr": self.upscale(batch["lr"]), "hr": batch["hr"]}
+        return {"lr": resize_up(batch["lr"], size), "sr": self.forward_batch(batch), "hr": batch["hr"]}

@@ -67,6 +67,7 @@ class SuperResolution(AdversarialTraining):
         self.losses = losses
         self.metrics = MetricCollection(dict(metrics), compute_groups=False)
         self.schedule = schedule
+        self._base_fingerprint: str | None = None
         self.strict_loading = False  # frozen tensors are absent by design; `on_load_checkpoint` checks the rest
 
     @abstractmethod
@@ -156,8 +157,17 @@ class SuperResolution(AdversarialTraining):
         check_base(checkpoint, self.base_fingerprint())
 
     def base_fingerprint(self) -> str:
-        """Hash of the frozen parameters, by which a checkpoint recognises the base it was trained on."""
-        return fingerprint(self.frozen_modules())
+        """Hash of the frozen parameters, by which a checkpoint recognises the base it was trained on.
+
+        Computed once: hashing 12 billion parameters takes a minute, and frozen ones do not change.
+        """
+        if self._base_fingerprint is None:
+            self._base_fingerprint = fingerprint(self.frozen_modules(), self.fixed_tensors())
+        return self._base_fingerprint
+
+    def fixed_tensors(self) -> Mapping[str, Tensor]:
+        """What is fixed beside the frozen parameters and not in the checkpoint, by name."""
+        return {}
 
     def frozen_modules(self) -> Iterable[nn.Module]:
         """Modules that hold the frozen base; perceptual networks inside the losses are none of it."""
@@ -169,14 +179,13 @@ def without_adversary(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in weights.items() if not name.startswith(ADVERSARY)}
 
 
-def fingerprint(modules: Iterable[nn.Module]) -> str:
-    """Sixteen hexadecimal digits from names, shapes, types and bytes of the frozen parameters of `modules`."""
+def fingerprint(modules: Iterable[nn.Module], tensors: Mapping[str, Tensor]) -> str:
+    """Sixteen hexadecimal digits from names, shapes, types and bytes of modules' frozen parameters and of tensors."""
     digest = hashlib.blake2b(digest_size=8)
-    for module in modules:
-        for name, parameter in module.named_parameters():
-            if not parameter.requires_grad:
-                digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    named = [item for module in modules for item in module.named_parameters() if not item[1].requires_grad]
+    for name, tensor in [*named, *tensors.items()]:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -203,7 +212,8 @@ def check_base(checkpoint: Mapping[str, Any], found: str) -> None:
     if expected != found:
         raise ValueError(
             f"the frozen base (fingerprint {found}) is not the one this checkpoint was trained on ({expected}); "
-            "point codec.path and transformer.path to the weights that were used then"
+            "point codec.path, transformer.path and transformer.prompt to what was used then (or the checkpoint is of "
+            "an older version of this project)"
         )
 
 

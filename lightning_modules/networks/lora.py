@@ -215,14 +215,20 @@ def merge_lora(module: Module) -> Module:
     rounded off. A module without LoRA is copied.
     """
     merged = copy.deepcopy(module)
-    for name, layer in list(merged.named_modules()):
+    fold_lora(merged)
+    return merged
+
+
+def fold_lora(module: nn.Module) -> None:
+    """`merge_lora` without the copy: the adapters are gone for good, and so is the memory that they took."""
+    for name, layer in list(module.named_modules()):
         if isinstance(layer, BaseTunerLayer):
             layer.merge()
             parent, _, leaf = name.rpartition(".")
-            setattr(merged.get_submodule(parent), leaf, layer.get_base_layer())
-    for part in merged.modules():
+            setattr(module.get_submodule(parent), leaf, layer.get_base_layer())
+    for part in module.modules():
         if "peft_config" in vars(part):
             del part.peft_config
             # diffusers' own mark that an adapter is there
             vars(part).pop("_hf_peft_config_loaded", None)
-    return merged.requires_grad_(False)
+    module.requires_grad_(False)
