@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -24,6 +25,11 @@ from datamodules.randomness import generator_for
 from datamodules.synthetic import HELD_OUT_PHOTOGRAPHS, bundled_path
 from experiments.inference import machine_name
 
+OPENCV_MISSING = (
+    "The OpenCV column is left out, since OpenCV is not installed: "
+    '`.venv/bin/python -m pip install "opencv-python-headless>=4.11"` adds it (extra `bench`).'
+)
+POISSON_NOTE = "OpenCV has no Poisson noise: its column takes NumPy's sampler, which draws every pixel on its own."
 STAGES = ("blur", "resize", "gaussian noise", "poisson noise", "jpeg", "sinc")
 Stages = Callable[[SampleParameters, tuple[int, int]], Iterable[tuple[str, Callable[[Any], Any]]]]
 Times = dict[str, float]
@@ -124,9 +130,8 @@ def print_table(results: Mapping[str, Times]) -> None:
     print(f"{'ms per image':16}" + "".join(f"{title:>14}" for title in results))
     for name in (*STAGES, "other", "total"):
         print(f"{name:16}" + "".join(f"{times[name]:14.2f}" for times in results.values()))
-    print(
-        f"{'images/s':16}" + "".join(f"{1e3 / times['total']:14.1f}" for times in results.values()) + "\n", flush=True
-    )
+    print(f"{'images/s':16}" + "".join(f"{1e3 / times['total']:14.1f}" for times in results.values()))
+    print(f"{POISSON_NOTE}\n" if OpenCVChain.title in results else "", flush=True)
 
 
 def main() -> None:
@@ -145,11 +150,14 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     print(f"{machine_name(device)}, torch {torch.__version__}, batch {args.batch}, scale {args.scale}\n")
+    with_opencv = not args.no_opencv and find_spec("cv2") is not None
+    if not with_opencv and not args.no_opencv:
+        print(OPENCV_MISSING + "\n")
     for preset in args.presets:
         for size in args.sizes:
             hr = photographs(args.batch, size).to(device)
             chains: list[OurChain | OpenCVChain] = [OurChain(hr, preset, args.scale)]
-            if not args.no_opencv:
+            if with_opencv:
                 chains.append(OpenCVChain(hr, preset, args.scale, args.threads))
             print(f"preset {preset}, {size} x {size}")
             print_table(measure(chains, args.draws, args.repeats))

@@ -5,24 +5,17 @@ in BGR. Its random fields come from other generators, and INTER_AREA enlarges in
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from datamodules.degradations.blur import separate
-from datamodules.degradations.parameters import Kernel, Noise, OrderParameters, SampleParameters
-from datamodules.degradations.resize import scaled
+from datamodules.degradations.parameters import Kernel, Noise, SampleParameters
+from datamodules.degradations.pipeline import Operations, stages_of
 
-try:
-    # As Any: mypy must say the same with the extra and without it.
-    cv2: Any = import_module("cv2")
-except ImportError as error:
-    raise ImportError(
-        'benchmarks.degradations compares with OpenCV, which is not installed: pip install -e ".[bench]", '
-        'or leave it out with ARGS="--no-opencv"'
-    ) from error
+# As Any: mypy must say the same with the extra and without it.
+cv2: Any = import_module("cv2")
 
 Image = np.ndarray[Any, np.dtype[np.float32]]
 _LUMA_BGR = np.array([[0.114, 0.587, 0.2989]], np.float32)
@@ -36,22 +29,8 @@ def use_threads(count: int) -> None:
 def opencv_stages(
     parameters: SampleParameters, lr_size: tuple[int, int]
 ) -> Iterator[tuple[str, Callable[[Image], Image]]]:
-    """Yield the steps of `datamodules.degradations.pipeline.stages`, each from (H, W, 3) to (H', W', 3)."""
-    for order in parameters.orders:
-        if order.kernel:
-            yield "blur", partial(blur, kernel=order.kernel)
-        yield "resize", partial(resize_order, order=order, lr_size=lr_size)
-        yield "gaussian noise" if order.noise.gaussian else "poisson noise", partial(add_noise, noise=order.noise)
-        if order is not parameters.orders[-1]:
-            yield "jpeg", partial(jpeg, quality=order.quality)
-    last_jpeg = ("jpeg", partial(jpeg, quality=parameters.orders[-1].quality))
-    if not parameters.jpeg_last:
-        yield last_jpeg
-    yield "resize", partial(resize, size=lr_size, filter_name=parameters.final_filter)
-    if parameters.final_sinc:
-        yield "sinc", partial(blur, kernel=parameters.final_sinc)
-    if parameters.jpeg_last:
-        yield last_jpeg
+    """The steps of `datamodules.degradations.pipeline.stages`, each from (H, W, 3) to (H', W', 3)."""
+    return stages_of(_OPENCV, parameters, lr_size)
 
 
 def blur(image: Image, kernel: Kernel) -> Image:
@@ -64,10 +43,9 @@ def blur(image: Image, kernel: Kernel) -> Image:
     return cv2.filter2D(image, -1, weights.numpy(), borderType=cv2.BORDER_REFLECT_101)
 
 
-def resize_order(image: Image, order: OrderParameters, lr_size: tuple[int, int]) -> Image:
-    """Resize by a round's factor."""
-    height, width = lr_size if order.resize_from_lr else image.shape[:2]
-    return resize(image, scaled((height, width), order.factor), order.filter_name)
+def size_of(image: Image) -> tuple[int, int]:
+    """Rows, columns."""
+    return image.shape[0], image.shape[1]
 
 
 def resize(image: Image, size: tuple[int, int], filter_name: str) -> Image:
@@ -113,3 +91,6 @@ def jpeg(image: Image, quality: int) -> Image:
 def to_8_bits(image: Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Whole grey levels, rounded and clamped."""
     return cv2.convertScaleAbs(np.maximum(image, 0), alpha=255)
+
+
+_OPENCV = Operations(size_of, blur, resize, add_noise, jpeg)

@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024], help="sides of lr, pixels")
     parser.add_argument("--strip-rows", type=int, nargs="+", default=[STRIP_ROWS], help="0: in one piece")
     parser.add_argument("--checkpoint", default="")
-    parser.add_argument("--precision", default="bf16-mixed", choices=["bf16-mixed", "32-true"])
+    parser.add_argument("--precision", default="auto", choices=["auto", "bf16-mixed", "32-true"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -68,6 +68,12 @@ def find_experiment(experiment: str | Path) -> Path:
     )
 
 
+def system_of(experiment: str | Path) -> str:
+    """The system that an experiment's file or its base names, before any override; "" where none does."""
+    raw, _ = _with_bases(find_experiment(experiment), ())
+    return str(raw.get("system", ""))
+
+
 def shipped_experiments() -> list[str]:
     """Names of the experiments in this folder, as `EXP=` takes them."""
     return sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.glob("*/*.yaml"))

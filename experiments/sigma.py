@@ -17,7 +17,7 @@ from experiments.build import build_data
 from experiments.checkpoints import NO_FILES, NO_LOSSES
 from experiments.command_line import quiet, user_errors
 from experiments.inference import pick_device
-from experiments.options import load_options
+from experiments.options import load_options, system_of
 from experiments.schema import OneStepFlux
 from lightning_modules.networks.codec import load_codec
 from lightning_modules.super_resolution import resize_up
@@ -135,7 +135,9 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     quiet()
     with user_errors():
-        options = load_options(given.experiment, [*NOT_NEEDED, *given.overrides], given.tiny)
+        # only a student knows all of them, and others shall hear what is wrong in the next sentence
+        spared = NOT_NEEDED if system_of(given.experiment) == "one_step_flux" else ()
+        options = load_options(given.experiment, [*spared, *given.overrides], given.tiny)
         if not isinstance(options, OneStepFlux):
             raise ValueError(
                 f"EXP={given.experiment} is of system={options.system}, expected one_step_flux, whose student.sigma "

@@ -12,6 +12,7 @@ class BackboneDistance(PerImageLoss):
     """`structure_texture_distance` over the image and the backbone's stages; OMGSR takes a DINOv3 ConvNeXt's four.
 
     Stages weigh the same (ours); published DISTS learns a weight per channel, OMGSR gives all channels the same.
+    OMGSR first pools each stage by a 5 x 5 L2 pooling; here the stages are compared as they are (ours).
     """
 
     def __init__(self, backbone: FrozenBackbone) -> None:

@@ -1,4 +1,4 @@
-"""The high-pass and the soft clip shared by the periodicity loss and the comb ratio."""
+"""Filters that several terms share: box means, a soft clip, Haar bands."""
 
 import torch
 from torch import Tensor
@@ -44,6 +44,27 @@ def soft_clip(signal: Tensor, clip: float) -> Tensor:
     """
     bound = clip * signal.detach().abs().mean(dim=(-2, -1), keepdim=True) + 1e-6
     return bound * torch.tanh(signal / bound)
+
+
+def haar_bands(image: Tensor, levels: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Undecimated Haar details of (..., H, W), finest first: per level l = 1, 2, ... three of (..., H-2^l+1, W-2^l+1).
+
+    Differences along x (vertical edges), along y, along both; valid region; sums and differences of two are halved
+    (à trous, Mallat 1998).
+    """
+    bands = []
+    for level in range(levels):
+        low_x, high_x = _half_sum_difference(image, 2**level, dim=-1)
+        image, low_high = _half_sum_difference(low_x, 2**level, dim=-2)
+        high_low, high_high = _half_sum_difference(high_x, 2**level, dim=-2)
+        bands.append((high_low, low_high, high_high))
+    return bands
+
+
+def _half_sum_difference(image: Tensor, step: int, dim: int) -> tuple[Tensor, Tensor]:
+    length = image.shape[dim] - step
+    near, far = image.narrow(dim, 0, length), image.narrow(dim, step, length)
+    return (near + far) / 2, (near - far) / 2
 
 
 def power(spectrum: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """OMGSR's latent term: the lr image's latent must look like the noised hr latent of the step it enters at."""
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 
@@ -17,17 +17,3 @@ def latent_loss(lr_latent: Tensor, hr_latent: Tensor, sigma: float, noise: Tenso
         )
     target = (1 - sigma) * hr_latent.detach().float() + sigma * noise.float()
     return F.mse_loss(lr_latent.float(), target)
-
-
-class LatentLoss(nn.Module):
-    """`latent_loss` at a fixed noise level; sigma must be the student's."""
-
-    def __init__(self, sigma: float) -> None:
-        super().__init__()
-        if not 0 <= sigma <= 1:
-            raise ValueError(f"found sigma={sigma}; expected a noise level from 0 to 1")
-        self.sigma = sigma
-
-    def forward(self, lr_latent: Tensor, hr_latent: Tensor, noise: Tensor) -> Tensor:
-        """Three (B,C,h,w) -> scalar."""
-        return latent_loss(lr_latent, hr_latent, self.sigma, noise)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from losses.color import luma
-from losses.filters import box_mean
+from losses.filters import box_mean, haar_bands
 from losses.per_image import PerImageLoss
 from losses.precision import full_precision
 
@@ -45,21 +45,8 @@ def texture_distances(sr: Tensor, hr: Tensor, *, levels: int = 3, window: int = 
 
 
 def _bands(image: Tensor, levels: int) -> list[Tensor]:
-    """(B, H, W) -> per level (B, 3, h, w): Haar details without decimation, valid region (à trous, Mallat 1998)."""
-    bands = []
-    for level in range(levels):
-        step = 2**level
-        low_x, high_x = _sum_difference(image, step, dim=-1)
-        image, vertical = _sum_difference(low_x, step, dim=-2)
-        horizontal, diagonal = _sum_difference(high_x, step, dim=-2)
-        bands.append(torch.stack([horizontal, vertical, diagonal], dim=1))
-    return bands
-
-
-def _sum_difference(image: Tensor, step: int, dim: int) -> tuple[Tensor, Tensor]:
-    length = image.shape[dim] - step
-    near, far = image.narrow(dim, 0, length), image.narrow(dim, step, length)
-    return (near + far) / 2, (near - far) / 2
+    """(B, H, W) -> per level (B, 3, h, w)."""
+    return [torch.stack(bands, dim=1) for bands in haar_bands(image, levels)]
 
 
 def _log_rms(band: Tensor, window: int, epsilon: float) -> Tensor:

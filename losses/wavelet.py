@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from losses.filters import haar_bands
 from losses.per_image import PerImageLoss
 from losses.precision import full_precision
 
@@ -26,8 +27,8 @@ def wavelet_distances(sr: Tensor, hr: Tensor, *, levels: int = 3) -> Tensor:
         raise ValueError(f"found sr of shape {tuple(sr.shape)} and hr of {tuple(hr.shape)}; expected equal shapes")
     if levels < 1 or min(sr.shape[-2:]) < 2**levels:
         raise ValueError(
-            f"found losses.wavelet.levels={levels} for images of {sr.shape[-2]} x {sr.shape[-1]} px; expected 1 or "
-            "more levels and at least 2^levels px per side: lower losses.wavelet.levels or raise data.crop"
+            f"found levels={levels} for images of {sr.shape[-2]} x {sr.shape[-1]} px; expected 1 or more levels and "
+            "at least 2^levels px per side: raise data.crop"
         )
     with full_precision(sr):
         # the transform is linear: the bands of the difference are the differences of the bands
@@ -36,23 +37,8 @@ def wavelet_distances(sr: Tensor, hr: Tensor, *, levels: int = 3) -> Tensor:
 
 
 def haar_details(image: Tensor, levels: int) -> list[Tensor]:
-    """Undecimated Haar details of (B, C, H, W), finest first: per level (B, 3C, H-2^l+1, W-2^l+1) for l = 1, 2, ...
-
-    Vertical edges, horizontal edges, diagonal; valid region; sums and differences of two are halved (à trous).
-    """
-    details = []
-    for level in range(levels):
-        low_x, high_x = _halves(image, 2**level, dim=-1)
-        image, low_high = _halves(low_x, 2**level, dim=-2)
-        high_low, high_high = _halves(high_x, 2**level, dim=-2)
-        details.append(torch.cat([high_low, low_high, high_high], dim=1))
-    return details
-
-
-def _halves(image: Tensor, step: int, dim: int) -> tuple[Tensor, Tensor]:
-    length = image.shape[dim] - step
-    near, far = image.narrow(dim, 0, length), image.narrow(dim, step, length)
-    return (near + far) / 2, (near - far) / 2
+    """`haar_bands` of (B, C, H, W), a level's three stacked along the channels: (B, 3C, H-2^l+1, W-2^l+1)."""
+    return [torch.cat(bands, dim=1) for bands in haar_bands(image, levels)]
 
 
 class WaveletLoss(PerImageLoss):

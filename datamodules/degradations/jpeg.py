@@ -7,8 +7,6 @@ touch them.
 """
 
 import io
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -51,27 +49,25 @@ def compress(image: Tensor, quality: int) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes])).float().div_(255)[None]
 
 
-def jpeg(image: Tensor, quality: Tensor, straight_through: bool = False) -> Tensor:
+def jpeg(image: Tensor, quality: Tensor) -> Tensor:
     """Compress and decompress images as libjpeg does: 4:2:0, islow DCT, triangle chroma upsampling.
 
     image (B, 3, H, W) in [0,1], values outside are clamped; quality (B,) integers from 1 to 100. Returns float32
     (B, 3, H, W) holding whole grey levels / 255, equal to Pillow's `save(quality=q, subsampling=2)` for W > 4
-    (narrower images get no triangle filter in libjpeg). `straight_through` passes gradients through every rounding
-    unchanged; without it they are zero. ValueError for a bad shape or quality.
+    (narrower images get no triangle filter in libjpeg). ValueError for a bad shape or quality.
     """
     if image.ndim != 4 or image.shape[1] != 3 or quality.shape != image.shape[:1]:
         raise ValueError(
             f"jpeg: found image {tuple(image.shape)}, quality {tuple(quality.shape)}; expected (B, 3, H, W), (B,)"
         )
-    floor = _StraightThroughFloor.apply if straight_through else torch.floor
     height, width = image.shape[-2:]
-    rgb = floor((image * 255 + 0.5).clamp(0, 255)).double()
-    luma, chroma = _subsample(_rgb_to_ycc(rgb, floor), floor)
+    rgb = torch.floor((image * 255 + 0.5).clamp(0, 255)).double()
+    luma, chroma = _subsample(_rgb_to_ycc(rgb))
     luma_table, chroma_table = (t.to(image.device, non_blocking=True) for t in quantisation_tables(quality.cpu()))
-    luma = _code(luma, luma_table, floor)[..., :height, :width] + 128
-    chroma = _code(chroma, chroma_table, floor)[..., : (height + 1) // 2, : (width + 1) // 2]
-    chroma = _triangle_upsample(chroma, floor)[..., :height, :width]
-    rgb = _ycc_to_rgb(torch.cat([luma, chroma], 1), floor)
+    luma = _code(luma, luma_table)[..., :height, :width] + 128
+    chroma = _code(chroma, chroma_table)[..., : (height + 1) // 2, : (width + 1) // 2]
+    chroma = _triangle_upsample(chroma)[..., :height, :width]
+    rgb = _ycc_to_rgb(torch.cat([luma, chroma], 1))
     return (rgb.float() / 255).clamp(0, 1)
 
 
@@ -85,28 +81,18 @@ def quantisation_tables(quality: Tensor) -> tuple[Tensor, Tensor]:
     return luma.double(), chroma.double()
 
 
-class _StraightThroughFloor(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return value.floor()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
-
-
-def _rgb_to_ycc(rgb: Tensor, floor: Callable[[Tensor], Tensor]) -> Tensor:
+def _rgb_to_ycc(rgb: Tensor) -> Tensor:
     matrix, offset = (t.to(rgb.device, non_blocking=True) for t in (_TO_YCC, _YCC_OFFSET))
-    return floor(matrix @ rgb.flatten(2) + offset[:, None]).unflatten(2, rgb.shape[2:])
+    return torch.floor(matrix @ rgb.flatten(2) + offset[:, None]).unflatten(2, rgb.shape[2:])
 
 
-def _ycc_to_rgb(ycc: Tensor, floor: Callable[[Tensor], Tensor]) -> Tensor:
+def _ycc_to_rgb(ycc: Tensor) -> Tensor:
     """Y in 0..255 and chroma centred on 0, to RGB in 0..255."""
     matrix = _TO_RGB.to(ycc.device, non_blocking=True)
-    return floor(matrix @ ycc.flatten(2) + 0.5).unflatten(2, ycc.shape[2:]).clamp(0, 255)
+    return torch.floor(matrix @ ycc.flatten(2) + 0.5).unflatten(2, ycc.shape[2:]).clamp(0, 255)
 
 
-def _subsample(ycc: Tensor, floor: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def _subsample(ycc: Tensor) -> tuple[Tensor, Tensor]:
     """Level-shifted luma (B, 1, ...) and halved chroma (B, 2, ...), both edge-replicated to whole blocks."""
     height, width = ycc.shape[-2:]
     luma = F.pad(ycc[:, :1], (0, -width % 8, 0, -height % 8), mode="replicate")
@@ -115,7 +101,7 @@ def _subsample(ycc: Tensor, floor: Callable[[Tensor], Tensor]) -> tuple[Tensor, 
     total = chroma[..., 0::2, 0::2] + chroma[..., 0::2, 1::2] + chroma[..., 1::2, 0::2] + chroma[..., 1::2, 1::2]
     # The rounding bias alternates 1, 2 along a row.
     bias = torch.arange(total.shape[-1], device=total.device) % 2 + 1
-    chroma = floor((total + bias) / 4)
+    chroma = torch.floor((total + bias) / 4)
     chroma = F.pad(chroma, (0, 0, 0, -chroma.shape[-2] % 8), mode="replicate")
     return luma - 128, chroma - 128
 
@@ -141,27 +127,27 @@ def _islow_matrix() -> Tensor:
 _ISLOW = _islow_matrix()
 
 
-def _code(plane: Tensor, table: Tensor, floor: Callable[[Tensor], Tensor]) -> Tensor:
+def _code(plane: Tensor, table: Tensor) -> Tensor:
     """Transform, quantise and restore planes of whole blocks, in and out within -128..127."""
     batch, channels, height, width = plane.shape
     dct = _ISLOW.to(plane.device, non_blocking=True)
     rows, columns = (batch, channels, height, width // 8, 8), (batch, channels, height // 8, 8, width)
     # The first pass keeps 2 fractional bits, the second leaves coefficients 8 times too large.
-    x = floor(plane.view(rows) @ (4 * dct).T + 0.5)
-    x = floor((dct / 4) @ x.view(columns) + 0.5)
+    x = torch.floor(plane.view(rows) @ (4 * dct).T + 0.5)
+    x = torch.floor((dct / 4) @ x.view(columns) + 0.5)
     x = x.view(batch, channels, height // 8, 8, width // 8, 8)
     step = table[:, None, None, :, None, :]
     # libjpeg rounds halves away from zero here; stretching by 2^-40 moves them there, and nothing else over a half.
-    x = floor(x / (step * (8 / (1 + 2**-40))) + 0.5) * step
-    x = floor((4 * dct).T @ x.view(columns) + 0.5)
-    return floor(x.view(rows) @ (dct / 32) + 0.5).view(plane.shape).clamp(-128, 127)
+    x = torch.floor(x / (step * (8 / (1 + 2**-40))) + 0.5) * step
+    x = torch.floor((4 * dct).T @ x.view(columns) + 0.5)
+    return torch.floor(x.view(rows) @ (dct / 32) + 0.5).view(plane.shape).clamp(-128, 127)
 
 
-def _triangle_upsample(chroma: Tensor, floor: Callable[[Tensor], Tensor]) -> Tensor:
+def _triangle_upsample(chroma: Tensor) -> Tensor:
     """Double both sides with weights 3/4 and 1/4 (`h2v2_fancy_upsample` of jdsample.c)."""
     near = F.pad(chroma, (0, 0, 1, 1), mode="replicate")
     middle = 3 * near[..., 1:-1, :]
     rows = torch.stack([middle + near[..., :-2, :], middle + near[..., 2:, :]], -2).flatten(-3, -2)
     near = F.pad(rows, (1, 1, 0, 0), mode="replicate")
     middle = 3 * near[..., 1:-1]
-    return floor(torch.stack([middle + near[..., :-2] + 8, middle + near[..., 2:] + 7], -1).flatten(-2) / 16)
+    return torch.floor(torch.stack([middle + near[..., :-2] + 8, middle + near[..., 2:] + 7], -1).flatten(-2) / 16)

@@ -1,7 +1,9 @@
 """From a high-resolution batch to its degraded low-resolution batch."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Generic, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -19,7 +21,10 @@ from datamodules.degradations.parameters import (
 from datamodules.degradations.presets import PRESETS, Preset
 from datamodules.degradations.resize import matlab_bicubic, resize, scaled
 
-__all__ = ["PRESETS", "DegradationPipeline", "stages"]
+__all__ = ["PRESETS", "DegradationPipeline", "Operations", "stages", "stages_of"]
+
+Image = TypeVar("Image")
+Setting = TypeVar("Setting")
 
 
 class DegradationPipeline:
@@ -76,21 +81,53 @@ def stages(parameters: SampleParameters, lr_size: tuple[int, int]) -> Iterator[t
     Names are blur, resize, gaussian noise, poisson noise, jpeg and sinc. A step takes and returns an image
     (1, 3, H, W); `lr_size` is rows, columns at the end.
     """
+    return stages_of(_TORCH, parameters, lr_size)
+
+
+@dataclass(frozen=True)
+class Operations(Generic[Image]):
+    """What the steps are made of, for one kind of image."""
+
+    size: Callable[[Image], tuple[int, int]]
+    """Rows, columns."""
+    blur: Callable[[Image, Kernel], Image]
+    resize: Callable[[Image, tuple[int, int], str], Image]
+    """To rows, columns, by one of FILTERS."""
+    add_noise: Callable[[Image, Noise], Image]
+    jpeg: Callable[[Image, int], Image]
+    """Compress at a quality from 1 to 100 and decompress."""
+
+
+def stages_of(
+    operations: Operations[Image], parameters: SampleParameters, lr_size: tuple[int, int]
+) -> Iterator[tuple[str, Callable[[Image], Image]]]:
+    """Yield the steps of `stages` made of other operations, such as OpenCV's in the benchmark."""
     for order in parameters.orders:
         if order.kernel:
-            yield "blur", partial(_filter, kernel=order.kernel)
-        yield "resize", partial(_resize, order=order, lr_size=lr_size)
-        yield "gaussian noise" if order.noise.gaussian else "poisson noise", partial(add_noise, noise=order.noise)
+            yield "blur", _given(operations.blur, order.kernel)
+        yield "resize", partial(_resize_order, operations, order, lr_size)
+        yield "gaussian noise" if order.noise.gaussian else "poisson noise", _given(operations.add_noise, order.noise)
         if order is not parameters.orders[-1]:
-            yield "jpeg", partial(compress, quality=order.quality)
-    last_jpeg = ("jpeg", partial(compress, quality=parameters.orders[-1].quality))
+            yield "jpeg", _given(operations.jpeg, order.quality)
+    last_jpeg = ("jpeg", _given(operations.jpeg, parameters.orders[-1].quality))
     if not parameters.jpeg_last:
         yield last_jpeg
-    yield "resize", partial(resize, size=lr_size, filter_name=parameters.final_filter)
+    yield "resize", lambda image: operations.resize(image, lr_size, parameters.final_filter)
     if parameters.final_sinc:
-        yield "sinc", partial(_filter, kernel=parameters.final_sinc)
+        yield "sinc", _given(operations.blur, parameters.final_sinc)
     if parameters.jpeg_last:
         yield last_jpeg
+
+
+def _given(operation: Callable[[Image, Setting], Image], setting: Setting) -> Callable[[Image], Image]:
+    return lambda image: operation(image, setting)
+
+
+def _resize_order(
+    operations: Operations[Image], order: OrderParameters, lr_size: tuple[int, int], image: Image
+) -> Image:
+    start = lr_size if order.resize_from_lr else operations.size(image)
+    return operations.resize(image, scaled(start, order.factor), order.filter_name)
 
 
 def add_noise(image: Tensor, noise: Noise) -> Tensor:
@@ -100,10 +137,12 @@ def add_noise(image: Tensor, noise: Noise) -> Tensor:
     return (image + field(image, noise.strength, noise.grey, generator)).clamp_(0, 1)
 
 
-def _filter(image: Tensor, kernel: Kernel) -> Tensor:
+def _size(image: Tensor) -> tuple[int, int]:
+    return image.shape[-2], image.shape[-1]
+
+
+def _blur(image: Tensor, kernel: Kernel) -> Tensor:
     return blur(image, kernel.tensor())
 
 
-def _resize(image: Tensor, order: OrderParameters, lr_size: tuple[int, int]) -> Tensor:
-    height, width = lr_size if order.resize_from_lr else image.shape[-2:]
-    return resize(image, scaled((height, width), order.factor), order.filter_name)
+_TORCH = Operations(_size, _blur, resize, add_noise, compress)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_modules.networks.f16_vae import decode_in_strips, is_f16, to_f16
-from lightning_modules.networks.local_folder import load_whole
+from lightning_modules.networks.local_folder import load_whole, reason_of
 from lightning_modules.networks.small_codec import PATCH, SmallF16Codec
 
 LAYOUTS = ("f8", "f16")
@@ -146,7 +146,9 @@ def _describe(folder: Path, layout: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"codec.path={folder}: found a {name}; expected one of {', '.join(_CLASSES)}")
     if layout != config.get("layout", layout):
         raise ValueError(
-            f"codec.layout={layout}: the weights at codec.path={folder} were trained in layout {config['layout']}"
+            f"codec.layout={layout}: the weights at codec.path={folder} were trained in layout {config['layout']}; "
+            f"set codec.layout={config['layout']}, or, where f16_decoder wants them as its F8 teacher, "
+            "decoder_training.scale_consistency=0"
         )
     return name, config
 
@@ -178,6 +180,5 @@ def _load_taesd(folder: Path) -> AutoencoderTiny:
             model = AutoencoderTiny(latent_channels=decoder["1.weight"].shape[1])
         model.load_state_dict(tensors, assign=True)
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"codec.path={folder}: no weights of a TAEF1 can be read there: {reason}") from error
+        raise ValueError(f"codec.path={folder}: no weights of a TAEF1 can be read there: {reason_of(error)}") from error
     return model.eval()

@@ -46,17 +46,6 @@ def load_flux(folder: str | Path, dtype: torch.dtype = torch.float32) -> FluxTra
     return load_whole(FluxTransformer2DModel, folder, "transformer.path", dtype)
 
 
-def set_theta(transformer: FluxTransformer2DModel, theta: float) -> None:
-    """Set the rotary base frequency of a built transformer: OP4KSR's RFR lowers it from 10,000 to 100.
-
-    diffusers fixes theta = 10,000 when it builds the model and reads the attribute in every forward pass, and so does
-    `rope.RotaryEmbedding`, whose variant and window stay as they are.
-    """
-    if not theta > 0:
-        raise ValueError(f"transformer.rope.theta={theta}: expected a value above 0")
-    transformer.pos_embed.theta = theta
-
-
 def pack(latent: Tensor) -> Tensor:
     """Latent (B,C,h,w), h and w even, to tokens (B, h/2 * w/2, 4C), a token holding 2 x 2 cells per channel."""
     batch, channels, height, width = latent.shape

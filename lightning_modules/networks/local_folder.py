@@ -1,5 +1,6 @@
 """Loading diffusers models from local folders, all tensors or none."""
 
+import textwrap
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,8 +24,9 @@ def load_whole(kind: type[Model], folder: str | Path, option: str, dtype: torch.
     try:
         model, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, torch_dtype=dtype)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{option}={folder}: no weights of a {kind.__name__} can be read there: {reason}") from error
+        raise ValueError(
+            f"{option}={folder}: no weights of a {kind.__name__} can be read there: {reason_of(error)}"
+        ) from error
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise ValueError(
@@ -32,3 +34,8 @@ def load_whole(kind: type[Model], folder: str | Path, option: str, dtype: torch.
             f"or different, {wrong[0]} among them"
         )
     return model
+
+
+def reason_of(error: Exception) -> str:
+    """The first two lines of an error as one, cut at 300 characters: torch names tensors in the second."""
+    return textwrap.shorten(" ".join(str(error).strip().splitlines()[:2]), 300, placeholder=" ...")

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
@@ -110,10 +111,17 @@ def _config(targets: list[str], rank: int, alpha: float, option: str) -> LoraCon
 
 
 def _train_in_full_precision(module: nn.Module) -> None:
-    """fp32 for what is trained: peft takes the base's type, and AdamW's steps vanish in a bf16 weight."""
+    """fp32 for what is trained: peft takes the base's type, and AdamW's steps vanish in a bf16 weight.
+
+    A bf16 base runs under autocast alone, which gives the adapters bf16 weights: peft need not copy their input to fp32
+    for it to be copied back.
+    """
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    for layer in module.modules():
+        if isinstance(layer, BaseTunerLayer) and layer.get_base_layer().weight.dtype == torch.bfloat16:
+            layer.cast_input_dtype_enabled = False
 
 
 def has_lora(module: nn.Module) -> bool:

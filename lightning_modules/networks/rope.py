@@ -22,9 +22,9 @@ class RotaryEmbedding(nn.Module):
     """Takes the place of diffusers' FluxPosEmbed: ids (N, axes) to cos and sin (N, sum of axes_dim), float32.
 
     axes_dim: rotary channels per axis, (16, 56, 56) in Flux. theta: base frequency. variant: one of VARIANTS. window:
-    training crop in tokens per side, not read by plain. text_axis: whether the variant changes the first axis too; it
-    is plain otherwise. The current size of an axis is its largest id + 1, whatever the order of the ids; Flux's ids
-    start at 0. Plain gives FluxPosEmbed's values bit for bit. Errors as in `frequencies`.
+    training crop in tokens per side, not read by plain. The first axis, the text's, is plain in every variant. The
+    current size of an axis is its largest id + 1, whatever the order of the ids; Flux's ids start at 0. Plain gives
+    FluxPosEmbed's values bit for bit. Errors as in `frequencies`.
     """
 
     def __init__(
@@ -33,7 +33,6 @@ class RotaryEmbedding(nn.Module):
         theta: float = 10000.0,
         variant: str = "plain",
         window: int = 0,
-        text_axis: bool = False,
     ) -> None:
         super().__init__()
         check_rope(variant, theta, window)
@@ -41,7 +40,6 @@ class RotaryEmbedding(nn.Module):
         self.theta = theta
         self.variant = variant
         self.window = window
-        self.text_axis = text_axis
 
     @torch.no_grad()
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +52,7 @@ class RotaryEmbedding(nn.Module):
         return cos, sin
 
     def _axis(self, axis: int, positions: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-        variant = self.variant if axis or self.text_axis else "plain"
+        variant = self.variant if axis else "plain"
         frequency, amplitude = frequencies(self.axes_dim[axis], self.theta, variant, tokens, self.window)
         angles = torch.outer(positions, frequency.to(positions.device))  # float64, as in diffusers
         cos, sin = (table.repeat_interleave(2, dim=1).float() for table in (angles.cos(), angles.sin()))

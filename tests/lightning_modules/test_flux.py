@@ -10,9 +10,9 @@ from lightning_modules.networks.flux import (
     load_flux,
     neighbour_phases,
     pack,
-    set_theta,
     unpack,
 )
+from lightning_modules.networks.rope import use_rope
 
 
 def tiny_flux():
@@ -39,7 +39,7 @@ def run(transformer):
 @pytest.mark.parametrize(("theta", "pairs"), [(10000, 8), (100, 15)])
 def test_pairs_that_tell_neighbours_apart_as_in_the_paper(theta, pairs):
     transformer = tiny_flux()
-    set_theta(transformer, theta)
+    use_rope(transformer, "plain", theta, 0)
     assert distinguishable_pairs(transformer) == (pairs, 28)
 
 
@@ -47,7 +47,7 @@ def test_pairs_that_tell_neighbours_apart_as_in_the_paper(theta, pairs):
 @pytest.mark.parametrize("theta", [10000, 100, 31.5])
 def test_phases_follow_the_formula(theta, axis):
     transformer = tiny_flux()
-    set_theta(transformer, theta)
+    use_rope(transformer, "plain", theta, 0)
     expected = np.degrees(theta ** (-2 * np.arange(28) / 56))
     np.testing.assert_allclose(neighbour_phases(transformer, axis).numpy(), expected, rtol=1e-4, atol=1e-4)
 
@@ -55,16 +55,10 @@ def test_phases_follow_the_formula(theta, axis):
 def test_theta_changes_the_output_and_comes_back():
     transformer = tiny_flux()
     before = run(transformer)
-    set_theta(transformer, 100)
+    use_rope(transformer, "plain", 100, 0)
     assert (run(transformer) - before).abs().max() > 1e-3
-    set_theta(transformer, 10000)
+    use_rope(transformer, "plain", 10000, 0)
     assert torch.equal(run(transformer), before)
-
-
-@pytest.mark.parametrize("theta", [0, -1, float("nan")])
-def test_theta_must_be_positive(theta):
-    with pytest.raises(ValueError, match=r"transformer\.rope\.theta=.*above 0"):
-        set_theta(tiny_flux(), theta)
 
 
 def test_a_new_transformer_has_velocity_zero():

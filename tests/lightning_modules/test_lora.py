@@ -26,6 +26,7 @@ from lightning_modules.networks.lora import (
     save_lora,
     without_adapters,
 )
+from lightning_modules.networks.rope import use_rope
 from lightning_modules.networks.small_codec import SmallF16Codec
 
 DOUBLE = [
@@ -213,13 +214,39 @@ def test_a_starts_gaussian_with_deviation_one_over_rank():
     assert a.std().item() == pytest.approx(1 / 16, rel=0.05)
 
 
-@torch.no_grad()
-def test_a_bf16_base_is_trained_in_fp32():
-    transformer = flux().to(torch.bfloat16)
-    add_transformer_lora(transformer, 2, 2)
+def test_a_bf16_base_is_trained_in_fp32_without_copying_activations():
+    """Under autocast, as such a base always runs; the same adapters on the fp32 base are the reference."""
+    transformer, precise = flux().to(torch.bfloat16), flux()
+    for module in (transformer, precise):
+        add_transformer_lora(module, 2, 2)
+        randomise(module)
     kinds = {(parameter.requires_grad, parameter.dtype) for parameter in transformer.parameters()}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
-    assert run(transformer, torch.bfloat16).dtype == torch.bfloat16
+    pairs = record_inputs(transformer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = run(transformer)
+    output.float().square().mean().backward()
+    assert torch.bfloat16 in {given for given, _ in pairs}
+    assert all(given == seen for given, seen in pairs)
+    expected = run(precise)
+    assert (output - expected).abs().max() < 0.05 * expected.abs().max()
+    for name, parameter in transformer.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.dtype == torch.float32
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def record_inputs(module):
+    """A list that fills with each adapted layer's input type and the type that its A is given."""
+    pairs, given = [], []
+    for layer in module.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].dtype))
+            layer.lora_A["default"].register_forward_pre_hook(
+                lambda _, inputs: pairs.append((given[-1], inputs[0].dtype))
+            )
+    return pairs
 
 
 def by_adapter(transformer, folder):
@@ -245,6 +272,22 @@ def test_plain_diffusers_loads_the_file_and_gives_the_same_output(tmp_path, load
     assert (run(plain) - before).abs().max() > 0.01
     assert adapted(plain) == adapted(transformer)
     assert [file.name for file in (tmp_path / "lora").iterdir()] == [path.name]
+
+
+@torch.no_grad()
+def test_plain_diffusers_at_op4ksrs_theta_gives_the_same_output(tmp_path):
+    """The base frequency is in no file: who loads the adapter sets it by hand, as the docs say."""
+    flux().save_pretrained(tmp_path / "base")
+    transformer = FluxTransformer2DModel.from_pretrained(tmp_path / "base").eval()
+    use_rope(transformer, "plain", 100, 0)
+    add_transformer_lora(transformer, rank=2, alpha=3)
+    randomise(transformer)
+    save_lora(transformer, tmp_path / "lora")
+    plain = FluxTransformer2DModel.from_pretrained(tmp_path / "base").eval()
+    by_adapter(plain, tmp_path / "lora")
+    assert (run(plain) - run(transformer)).abs().max() > 1e-3
+    plain.pos_embed.theta = 100
+    torch.testing.assert_close(run(plain), run(transformer), rtol=0, atol=1e-5)
 
 
 def test_nothing_to_save_is_an_error(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 
-from lightning_modules.networks.flux import build_flux, distinguishable_pairs, image_ids, neighbour_phases, set_theta
+from lightning_modules.networks.flux import build_flux, distinguishable_pairs, image_ids, neighbour_phases
 from lightning_modules.networks.rope import VARIANTS, RotaryEmbedding, frequencies, use_rope
 
 AXES = (16, 56, 56)
@@ -147,14 +147,10 @@ def test_shuffled_ids_get_the_same_rows(variant):
     assert all(torch.equal(a[order], b) for a, b in zip(embed(ids), embed(ids[order]), strict=True))
 
 
-def test_the_text_axis_changes_only_on_request():
+def test_the_text_axis_never_changes():
     ids = torch.zeros(20, 3)
     ids[:, 0] = torch.arange(20)
-    plain = RotaryEmbedding(AXES)(ids)[0]
-    assert torch.equal(RotaryEmbedding(AXES, variant="interpolation", window=5)(ids)[0], plain)
-    asked = RotaryEmbedding(AXES, variant="interpolation", window=5, text_axis=True)(ids)[0]
-    assert torch.equal(asked[::4][:5], plain[:5])
-    assert not torch.equal(asked, plain)
+    assert torch.equal(RotaryEmbedding(AXES, variant="interpolation", window=5)(ids)[0], RotaryEmbedding(AXES)(ids)[0])
 
 
 def test_no_parameters_no_gradients_no_tensors_in_the_state():
@@ -197,8 +193,7 @@ def test_pairs_that_tell_neighbours_apart_as_in_the_paper(theta, pairs):
     transformer = flux()
     use_rope(transformer, "plain", theta, 0)
     assert distinguishable_pairs(transformer) == (pairs, 28)
-    use_rope(transformer, "interpolation", 10000, 32)
-    set_theta(transformer, theta)
+    use_rope(transformer, "interpolation", theta, 32)
     assert distinguishable_pairs(transformer, tokens=32) == (pairs, 28)
 
 

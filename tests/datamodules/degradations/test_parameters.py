@@ -147,13 +147,19 @@ def test_the_published_ranges():
     first, second = PRESETS["real_esrgan"].orders
     assert (first.blur_sigma, first.resize_factor, first.jpeg_quality) == ((0.2, 3.0), (0.15, 1.5), (30, 95))
     assert (first.gaussian_sigma, first.poisson_scale) == ((1, 30), (0.05, 3))
+    assert (first.blur_probability, first.resize_probabilities) == (1, (0.2, 0.7, 0.1))
     assert (second.blur_probability, second.blur_sigma) == (0.8, (0.2, 1.5))
     assert (second.gaussian_sigma, second.poisson_scale) == ((1, 25), (0.05, 2.5))
     assert (second.resize_probabilities, second.resize_factor) == ((0.3, 0.4, 0.3), (0.3, 1.2))
-    first, second = PRESETS["omgsr"].orders
+    assert second.jpeg_quality == (30, 95)
+    omgsr = PRESETS["omgsr"]
+    first, second = omgsr.orders
+    assert (first.blur_probability, first.blur_sigma, second.blur_sigma) == (1, (0.2, 3.0), (0.2, 1.5))
+    assert (first.resize_probabilities, second.resize_probabilities) == ((0.2, 0.7, 0.1), (0.3, 0.4, 0.3))
     assert (first.gaussian_sigma, first.poisson_scale, first.jpeg_quality) == ((1, 15), (0.05, 2), (60, 95))
     assert (second.gaussian_sigma, second.poisson_scale, second.jpeg_quality) == ((1, 12), (0.05, 1), (60, 100))
     assert (first.resize_factor, second.resize_factor, second.blur_probability) == ((0.3, 1.5), (0.6, 1.2), 0.5)
+    assert (omgsr.sizes, omgsr.large_sizes) == (KernelSizes(7, 21, 13), KernelSizes(11, 41, wide=25))
 
 
 @pytest.mark.parametrize(
