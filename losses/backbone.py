@@ -29,9 +29,9 @@ class FrozenBackbone(nn.Module):
         self,
         name: str,
         stages: Sequence[int],
-        weights: Path | None = None,
-        generator: torch.Generator | None = None,
-        option: str = "perceptual",
+        weights: Path | None,
+        generator: torch.Generator | None,
+        option: str,
     ) -> None:
         super().__init__()
         if (weights is None) == (generator is None):

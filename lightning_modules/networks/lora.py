@@ -119,8 +119,9 @@ def _train_in_full_precision(module: nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    for layer in module.modules():
-        if isinstance(layer, BaseTunerLayer) and layer.get_base_layer().weight.dtype == torch.bfloat16:
+    layers: list[Any] = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        if layer.get_base_layer().weight.dtype == torch.bfloat16:
             layer.cast_input_dtype_enabled = False
 
 

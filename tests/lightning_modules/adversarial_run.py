@@ -58,7 +58,7 @@ class GeneratorWithoutLastLayer(Generator):
 def make_adversary(
     kind: str = "bce", augment: bool = True, weight: float = 0.5, adaptive: bool = False, factor: float = 2.0
 ) -> Adversary:
-    backbone = FrozenBackbone("test_efficientnet", [0, 1], generator=torch.Generator().manual_seed(1))
+    backbone = FrozenBackbone("test_efficientnet", [0, 1], None, torch.Generator().manual_seed(1), "adversary")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         discriminator = Discriminator(backbone, channels=8)

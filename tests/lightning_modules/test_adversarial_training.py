@@ -323,7 +323,7 @@ def one_and_two(tmp_path_factory):
         for rank in range(2)
     ]
     run.train_adaptively(folder, "one")
-    errors = [process.communicate(timeout=120)[1][-3000:] for process in ranks]
+    errors = [process.communicate(timeout=280)[1][-3000:] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
     return folder
 

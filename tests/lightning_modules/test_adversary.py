@@ -24,7 +24,8 @@ def generators(count: int = 2, start: int = 0) -> list[torch.Generator]:
 def discriminator(name: str = "test_convnext") -> Discriminator:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Discriminator(FrozenBackbone(name, (0, 1, 2), generator=torch.Generator().manual_seed(0)), channels=8)
+        backbone = FrozenBackbone(name, (0, 1, 2), None, torch.Generator().manual_seed(0), "adversary")
+        return Discriminator(backbone, channels=8)
 
 
 def adversary(kind: str = "bce", augment: bool = True) -> Adversary:
@@ -145,9 +146,10 @@ def test_heads_learn_to_tell_blurred_images(kind: str) -> None:
 
 
 def test_errors_name_what_is_missing() -> None:
+    backbone = FrozenBackbone("test_vit", (0,), None, torch.Generator(), "adversary")
     with pytest.raises(ValueError, match="no generators"):
         adversary().generator_loss(images())
     with pytest.raises(ValueError, match="kind='wgan'"):
         adversary("wgan")
     with pytest.raises(ValueError, match=r"adversary\.channels=0"):
-        Discriminator(FrozenBackbone("test_vit", (0,), generator=torch.Generator()), channels=0)
+        Discriminator(backbone, channels=0)

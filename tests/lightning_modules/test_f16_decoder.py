@@ -140,7 +140,7 @@ def test_training_moves_the_decoder_towards_both_targets(tmp_path: Path) -> None
 def test_an_adaptive_adversary_compares_gradients_at_the_last_convolution(tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        backbone = FrozenBackbone("test_convnext", (0, 1, 2), generator=torch.Generator().manual_seed(0))
+        backbone = FrozenBackbone("test_convnext", (0, 1, 2), None, torch.Generator().manual_seed(0), "adversary")
         adversary = Adversary(Discriminator(backbone, channels=8), kind="hinge", weight=0.05, adaptive=True)
     system = build(adversary=adversary)
     trainer = fit(system, tmp_path, 2)

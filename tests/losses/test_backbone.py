@@ -15,7 +15,7 @@ def images(height: int = 48, width: int = 64, batch: int = 2) -> Tensor:
 
 
 def random(name: str = "test_convnext", stages: tuple[int, ...] = (0, 1, 2), seed: int = 0) -> FrozenBackbone:
-    return FrozenBackbone(name, stages, generator=torch.Generator().manual_seed(seed))
+    return FrozenBackbone(name, stages, None, torch.Generator().manual_seed(seed), "perceptual")
 
 
 def network(name: str, **arguments: object) -> nn.Module:
@@ -51,7 +51,7 @@ def test_convolutional_features_are_the_stages_outputs(
     """The file holds the classifier too; these models normalise the input by 0.5 and 0.5."""
     model = network(name)
     outputs = recorded([model.get_submodule(module) for module in modules])
-    backbone = FrozenBackbone(name, (1, 2, 3), saved(model, tmp_path, suffix))
+    backbone = FrozenBackbone(name, (1, 2, 3), saved(model, tmp_path, suffix), None, "perceptual")
     features = backbone(images())
     model(2 * images() - 1)
     assert [level.shape[1] for level in features] == backbone.channels
@@ -62,7 +62,7 @@ def test_convolutional_features_are_the_stages_outputs(
 def test_vit_features_are_the_blocks_outputs_at_any_size(tmp_path: Path) -> None:
     model = network("test_vit2", dynamic_img_size=True)
     outputs = recorded([model.blocks[1], model.blocks[4]])
-    backbone = FrozenBackbone("test_vit2", (1, 4), saved(model, tmp_path))
+    backbone = FrozenBackbone("test_vit2", (1, 4), saved(model, tmp_path), None, "perceptual")
     # 50 x 70 px: 4 x 5 patches of 16 after padding
     features = backbone(images(50, 70))
     model(2 * F.pad(images(50, 70), (0, 10, 0, 14), mode="replicate") - 1)
@@ -72,7 +72,7 @@ def test_vit_features_are_the_blocks_outputs_at_any_size(tmp_path: Path) -> None
 
 
 def test_normalisation_is_the_models_own() -> None:
-    backbone = FrozenBackbone("test_efficientnet.r160_in1k", (0,), generator=torch.Generator())
+    backbone = random("test_efficientnet.r160_in1k", (0,))
     assert backbone.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
     assert backbone.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
 
@@ -111,34 +111,34 @@ def test_stages_that_are_not_read_are_not_kept() -> None:
 
 
 def test_errors_name_option_and_remedy(tmp_path: Path) -> None:
-    generator = torch.Generator()
     with pytest.raises(ValueError, match=r"perceptual\.model='resnet_of_nobody'"):
-        FrozenBackbone("resnet_of_nobody", (0,), generator=generator)
+        random("resnet_of_nobody", (0,))
     with pytest.raises(ValueError, match="images of one size only"):
-        FrozenBackbone("test_vit_relpos", (0,), generator=generator)
+        random("test_vit_relpos", (0,))
     for stages in ((), (2, 1), (0, 4)):
         with pytest.raises(ValueError, match=r"adversary\.stages=.* from 0 to 3"):
-            FrozenBackbone("test_convnext", stages, generator=generator, option="adversary")
-    with pytest.raises(ValueError, match="weights or a generator"):
-        FrozenBackbone("test_convnext", (0,))
+            FrozenBackbone("test_convnext", stages, None, torch.Generator(), "adversary")
+    for weights, generator in ((None, None), (Path("a.pth"), torch.Generator())):
+        with pytest.raises(ValueError, match="adversary: expected weights or a generator"):
+            FrozenBackbone("test_convnext", (0,), weights, generator, "adversary")
 
 
 def test_missing_and_foreign_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors; set perceptual\.weights.*huggingface\.co"):
-        FrozenBackbone("test_convnext", (0,), tmp_path / "nowhere.safetensors")
+        FrozenBackbone("test_convnext", (0,), tmp_path / "nowhere.safetensors", None, "perceptual")
     path = saved(network("test_vit"), tmp_path)
     with pytest.raises(
         ValueError, match=r"model\.safetensors does not fit perceptual\.model=test_convnext: \d+ tensor"
     ):
-        FrozenBackbone("test_convnext", (0,), path)
+        FrozenBackbone("test_convnext", (0,), path, None, "perceptual")
     weights = network("test_convnext").state_dict()
     del weights["stem.0.weight"]
     torch.save(weights, tmp_path / "short.pth")
     with pytest.raises(ValueError, match=r"1 tensors are missing.*stem\.0\.weight"):
-        FrozenBackbone("test_convnext", (0,), tmp_path / "short.pth")
+        FrozenBackbone("test_convnext", (0,), tmp_path / "short.pth", None, "perceptual")
     (tmp_path / "text.safetensors").write_text("no weights")
     with pytest.raises(ValueError, match="not a readable file"):
-        FrozenBackbone("test_convnext", (0,), tmp_path / "text.safetensors")
+        FrozenBackbone("test_convnext", (0,), tmp_path / "text.safetensors", None, "perceptual")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="found a list"):
-        FrozenBackbone("test_convnext", (0,), tmp_path / "list.pth")
+        FrozenBackbone("test_convnext", (0,), tmp_path / "list.pth", None, "perceptual")

@@ -19,7 +19,8 @@ def blur(image: Tensor, radius: int) -> Tensor:
 
 @pytest.fixture(scope="module", params=["test_convnext", "test_vit"])
 def distance(request: pytest.FixtureRequest) -> BackboneDistance:
-    return BackboneDistance(FrozenBackbone(request.param, (0, 1, 2), generator=torch.Generator().manual_seed(0)))
+    generator = torch.Generator().manual_seed(0)
+    return BackboneDistance(FrozenBackbone(request.param, (0, 1, 2), None, generator, "perceptual"))
 
 
 def test_equals_the_formula_over_image_and_stages(distance: BackboneDistance) -> None:

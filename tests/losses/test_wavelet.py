@@ -63,7 +63,7 @@ def test_a_grid_of_8_px_costs_the_same_wherever_it_starts(level: int) -> None:
     crops = [grid[None, None, shift : shift + side, shift : shift + side] for shift in range(8)]
     found = [haar_details(crop, level)[-1].abs().mean().item() for crop in crops]
     assert found == pytest.approx([found[0]] * 8, rel=1e-5)
-    assert found[0] > 0.05
+    assert found[0] > 0.03
     low = grid.numpy()
     for _ in range(level):
         low, details = haar(low)
