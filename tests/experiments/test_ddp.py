@@ -86,9 +86,10 @@ def test_two_processes_train_what_one_does(name, runs_on_two, bases, tmp_path):
     two, one = contents(runs_on_two / f"{name}-tiny"), contents(single)
     assert two["global_step"] == one["global_step"] == 2
 
-    assert largest_difference(two["state_dict"], one["state_dict"]) < 1e-6
+    # 1e-5: the first steps of Adam follow the sign of a gradient, also where it is little more than rounding
+    assert largest_difference(two["state_dict"], one["state_dict"]) < 1e-5
     shadows = [checkpoint["callbacks"]["Ema"]["shadow"] for checkpoint in (two, one)]
-    assert largest_difference(*shadows) < 1e-6
+    assert largest_difference(*shadows) < 1e-5
     # Adam hides the gradients' size; their first moments do not, and half a batch would give others.
     assert len(two["optimizer_states"]) == len(one["optimizer_states"])
     for side, other in zip(two["optimizer_states"], one["optimizer_states"], strict=True):

@@ -144,12 +144,13 @@ def test_another_base_is_refused_with_a_sentence(make_student, tmp_path):
         trainer.fit(make_student(codec_seed=5), Pairs(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
 
 
-def test_the_fingerprint_covers_the_codec_and_ignores_what_is_trained(make_student):
-    first, second = make_student(), make_student(trained=False)
-    assert first.base_fingerprint() == second.base_fingerprint()
+def test_the_fingerprint_covers_codec_and_prompt_and_ignores_what_is_trained(make_student):
+    first, second, third, fourth = make_student(), make_student(trained=False), make_student(), make_student()
     with torch.no_grad():
-        next(iter(second.codec.parameters())).view(-1)[0] += 1e-3
-    assert first.base_fingerprint() != second.base_fingerprint()
+        next(iter(third.codec.parameters())).view(-1)[0] += 1e-3
+        fourth.prompt[0, 0] += 1e-3
+    assert first.base_fingerprint() == second.base_fingerprint()
+    assert len({student.base_fingerprint() for student in (first, third, fourth)}) == 3
 
 
 def test_shuffled_ids_cost_a_student_that_reads_positions(make_student):
@@ -168,7 +169,10 @@ def test_shuffling_is_reproducible_and_keeps_odd_sizes(make_student):
 
 
 def test_panel_shows_lr_sr_hr_in_one_size(make_student):
-    panel = make_student().panel({"lr": random_lr(2, 3, 16, 16), "hr": random_lr(2, 3, 64, 64)})
+    batch = {"lr": random_lr(2, 3, 16, 16), "hr": random_lr(2, 3, 64, 64), "key": torch.arange(8).view(2, 4)}
+    student = make_student()
+    panel = student.panel(batch)
+    assert torch.equal(panel["sr"], student.forward_batch(batch)), "the panel shows what validation measures"
     assert list(panel) == ["lr", "sr", "hr"]
     assert {tuple(image.shape) for image in panel.values()} == {(2, 3, 64, 64)}
 
