@@ -87,7 +87,7 @@ class SuperResolution(AdversarialTraining):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         if self.losses is None:
-            raise NotImplementedError(f"{type(self).__name__} has no losses and no training step of its own")
+            raise RuntimeError(f"{type(self).__name__} has no losses, so it needs a training_step of its own")
         sr = self.forward_batch(batch).float()
         extra = self.extra_terms(batch, sr)
         with torch.autocast(sr.device.type, enabled=False):
