@@ -22,14 +22,14 @@ NOT_OF_TRAINING = (
     "data.val=bundled",
     "trainer.accelerator=auto",
     "trainer.threads=0",
-    "dists.weights=",
-    "adversary.weights=",
 )
 """Overrides under which a checkpoint loads for inference where the files and the machine of its training are not."""
 
 NO_LOSSES = ("losses.l1.weight=1", *[f"losses.{name}.weight=0" for name in vars(LossOptions()) if name != "l1"])
+"""The same for the losses, in a system whose losses compare images."""
+
 NO_FILES = ("dists.weights=", "adversary.weights=")
-"""The same for the files that losses need, in a system whose losses compare images."""
+"""The same for the files that those losses need, in every system."""
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
