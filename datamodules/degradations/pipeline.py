@@ -68,7 +68,8 @@ class DegradationPipeline:
 
     def _degrade(self, image: Tensor, generator: Generator) -> Tensor:
         if self.preset.rule == "bicubic":
-            return matlab_bicubic(image, self.scale)
+            lr = matlab_bicubic(image, self.scale)
+            return lr if self.preset.jpeg_quality is None else compress(lr, self.preset.jpeg_quality)
         lr_size = (image.shape[-2] // self.scale, image.shape[-1] // self.scale)
         for _, stage in stages(draw_parameters(self.preset, self.scale, generator), lr_size):
             image = stage(image)

@@ -44,6 +44,8 @@ class Preset:
     name: str
     rule: Literal["random", "bicubic", "none"] = "random"
     """bicubic is MATLAB's imresize; with none lr is hr itself, at scale 1."""
+    jpeg_quality: int | None = None
+    """Of the JPEG compression (4:2:0) after rule bicubic; None: none."""
     orders: tuple[Order, ...] = ()
     final_sinc_probability: float = 0.8
     sizes: KernelSizes = KernelSizes(7, 21, 13)
@@ -120,6 +122,8 @@ _OMGSR = Preset(
     large_sizes=KernelSizes(11, 41, 25),
 )
 _BICUBIC = Preset(name="bicubic", rule="bicubic")
+# NTIRE 2023's challenge of real-time 4K super-resolution.
+_NTIRE = Preset(name="ntire", rule="bicubic", jpeg_quality=90)
 _NONE = Preset(name="none", rule="none")
 
-PRESETS = {preset.name: preset for preset in (_REAL_ESRGAN, _OMGSR, _BICUBIC, _NONE)}
+PRESETS = {preset.name: preset for preset in (_REAL_ESRGAN, _OMGSR, _BICUBIC, _NTIRE, _NONE)}

@@ -1,6 +1,7 @@
-"""Resizing one sample: the filters of Real-ESRGAN, and MATLAB's bicubic `imresize`."""
+"""Resizing one sample: the filters of Real-ESRGAN, and MATLAB's bicubic `imresize` in both directions."""
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -79,15 +80,28 @@ def matlab_bicubic(image: Tensor, scale: int) -> Tensor:
     # On this grid 8- and 16-bit values are exact again, so that ties round as in MATLAB.
     levels = (image.double() * 65535).round() / 257
     height, width = image.shape[-2:]
-    levels = _to_8_bits(along_height(levels, _matlab_taps(height, scale)))
-    levels = _to_8_bits(along_width(levels, _matlab_taps(width, scale)))
+    levels = _to_8_bits(along_height(levels, _matlab_taps(height, height // scale, scale)))
+    levels = _to_8_bits(along_width(levels, _matlab_taps(width, width // scale, scale)))
     return levels.float() / 255
 
 
-def _matlab_taps(before: int, scale: int) -> Taps:
-    centre = _centres(before, before // scale)
-    position = (centre - 2 * scale).floor() + torch.arange(4 * scale + 2)
-    weight = _cubic((position - centre).abs() / scale, -0.5)
+def matlab_bicubic_up(image: Tensor, scale: int) -> Tensor:
+    """Enlarge (..., H, W) by a whole factor as MATLAB's `imresize(floating-point image, scale)` does.
+
+    The "bicubic" of the papers' tables: a = -0.5 and symmetric borders as in `matlab_bicubic`, but no antialiasing and
+    no rounding. Returns float32 (..., H scale, W scale), which overshoots the range of its input.
+    """
+    height, width = image.shape[-2:]
+    taller = along_height(image.double(), _matlab_taps(height, height * scale, 1))
+    return along_width(taller, _matlab_taps(width, width * scale, 1)).float()
+
+
+@lru_cache(maxsize=8)  # a training asks for the same ones for every crop
+def _matlab_taps(before: int, after: int, stretch: int) -> Taps:
+    """Taps of the cubic, widened to `stretch` pixels per unit for antialiasing; not to be changed in place."""
+    centre = _centres(before, after)
+    position = (centre - 2 * stretch).floor() + torch.arange(4 * stretch + 2)
+    weight = _cubic((position - centre).abs() / stretch, -0.5)
     mirrored = position.long() % (2 * before)
     index = torch.minimum(mirrored, 2 * before - 1 - mirrored)
     return Taps(index, weight / weight.sum(1, keepdim=True))

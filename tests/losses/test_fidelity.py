@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,24 @@ import torch
 from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor
+from torchmetrics import Metric
 
 from losses.color import color_error, rgb_to_y
-from losses.fidelity import L1, L2, ColorError, PsnrY, SsimY, l1, l2, psnr, ssim
+from losses.fidelity import (
+    L1,
+    L2,
+    ColorError,
+    PsnrRgb,
+    PsnrY,
+    SsimRgb,
+    SsimY,
+    l1,
+    l2,
+    psnr,
+    psnr_rgb,
+    ssim,
+    ssim_rgb,
+)
 
 
 def pair(seed: int = 0, size: tuple[int, int] = (40, 33), batch: int = 2) -> tuple[Tensor, Tensor]:
@@ -51,23 +67,46 @@ def test_psnr_equals_numpy(border: int) -> None:
     assert psnr(sr, hr, crop_border=border).tolist() == pytest.approx(expected.tolist(), abs=1e-3)
 
 
+@pytest.mark.parametrize("border", [0, 3])
+def test_psnr_of_rgb_equals_numpy(border: int) -> None:
+    sr, hr = pair()
+    difference = (sr.double() - hr.double()).numpy()[..., border : 40 - border, border : 33 - border]
+    expected = -10 * np.log10((difference**2).mean(axis=(1, 2, 3)))
+    assert psnr_rgb(sr, hr, crop_border=border).tolist() == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def scikit_ssim(sr: np.ndarray, hr: np.ndarray) -> float:
+    """Of one plane, the valid region alone."""
+    options = {"data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return structural_similarity(sr, hr, full=True, **options)[1][5:-5, 5:-5].mean()
+
+
 def test_ssim_equals_scikit_image() -> None:
     sr, hr = pair()
-    expected = []
-    for one, other in zip(numpy_y(sr), numpy_y(hr), strict=True):
-        options = {"data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-        full = structural_similarity(one, other, full=True, **options)[1]
-        expected.append(full[5:-5, 5:-5].mean())
+    expected = [scikit_ssim(one, other) for one, other in zip(numpy_y(sr), numpy_y(hr), strict=True)]
     assert ssim(sr, hr).tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_rounding_is_that_of_written_images() -> None:
+def test_ssim_of_rgb_is_the_mean_of_scikit_images_channels() -> None:
+    sr, hr = pair()
+    sr[:, 2] = hr[:, 2]
+    planes = [(one.double().numpy(), other.double().numpy()) for one, other in zip(sr, hr, strict=True)]
+    expected = [np.mean([scikit_ssim(one[c], other[c]) for c in range(3)]) for one, other in planes]
+    assert ssim_rgb(sr, hr).tolist() == pytest.approx(expected, abs=1e-4)
+    inside = [
+        np.mean([scikit_ssim(one[c, 3:-3, 3:-3], other[c, 3:-3, 3:-3]) for c in range(3)]) for one, other in planes
+    ]
+    assert ssim_rgb(sr, hr, crop_border=3).tolist() == pytest.approx(inside, abs=1e-4)
+
+
+@pytest.mark.parametrize("measure", [psnr, psnr_rgb])
+def test_rounding_is_that_of_written_images(measure: Callable[..., Tensor]) -> None:
     hr = torch.full((1, 3, 16, 16), 100 / 255)
     sr = torch.full((1, 3, 16, 16), 100.4 / 255)
-    assert psnr(sr, hr, round_to_8bit=True).item() == float("inf")
-    assert psnr(sr, hr).item() < 80
+    assert measure(sr, hr, round_to_8bit=True).item() == float("inf")
+    assert measure(sr, hr).item() < 80
     over = torch.full((1, 3, 16, 16), 1.2)
-    assert psnr(over, torch.ones_like(over), round_to_8bit=True).item() == float("inf")
+    assert measure(over, torch.ones_like(over), round_to_8bit=True).item() == float("inf")
 
 
 def test_autocast_does_not_change_ssim() -> None:
@@ -77,35 +116,46 @@ def test_autocast_does_not_change_ssim() -> None:
         assert torch.equal(ssim(sr, hr), expected)
 
 
-def test_metrics_average_images_not_errors() -> None:
+@pytest.mark.parametrize(
+    ("metric", "measure"), [(PsnrY, psnr), (SsimY, ssim), (PsnrRgb, psnr_rgb), (SsimRgb, ssim_rgb)]
+)
+def test_metrics_average_images_not_errors(metric: type[Metric], measure: Callable[..., Tensor]) -> None:
     sr, hr = pair(batch=3)
     sr[0] = hr[0] + 0.01
-    psnr_metric, ssim_metric = PsnrY(), SsimY()
+    mean = metric(crop_border=2, round_to_8bit=True)
     for part in (slice(0, 1), slice(1, 3)):
-        psnr_metric.update(sr[part], hr[part])
-        ssim_metric.update(sr[part], hr[part])
-    assert psnr_metric.compute().item() == pytest.approx(psnr(sr, hr).mean().item())
-    assert ssim_metric.compute().item() == pytest.approx(ssim(sr, hr).mean().item())
+        mean.update(sr[part], hr[part])
+    expected = measure(sr, hr, crop_border=2, round_to_8bit=True).mean()
+    assert mean.compute().item() == pytest.approx(expected.item())
 
 
-@pytest.mark.parametrize(("border", "psnr_y", "ssim_y"), [(2, 36.142, 0.9518), (0, 36.099, 0.9519)])
-def test_published_outputs_give_the_published_figures(shared: Path, border: int, psnr_y: float, ssim_y: float) -> None:
+PUBLISHED = [(2, 36.142, 0.9518, None, None), (0, 36.099, 0.9519, 33.928, 0.9317)]
+"""Border, PSNR-Y, SSIM-Y, PSNR and SSIM of the released RT4KSR x2 on Set5."""
+
+
+@pytest.mark.parametrize(("form", "key"), [("train_form", "net"), ("rep", "rep")])
+@pytest.mark.parametrize("published", PUBLISHED, ids=["border 2", "border 0"])
+def test_published_outputs_give_the_published_figures(
+    shared: Path, published: tuple[int, ...], form: str, key: str
+) -> None:
     """The released RT4KSR x2 on Set5; per image, BasicSR's figures lie beside its outputs."""
+    border, *means = published
     folder = shared / "rt4ksr_ref"
     records = json.loads((folder / "metrics_Set5_x2.json").read_text())
-    reference = {record["image"]: record["net"] for record in records if "image" in record}
-    outputs = sorted((folder / "Set5_x2" / "train_form").glob("*.png"))
+    reference = {record["image"]: record[key] for record in records if "image" in record}
+    outputs = sorted((folder / "Set5_x2" / form).glob("*.png"))
     assert len(outputs) == 5
-    metrics = PsnrY(crop_border=border), SsimY(crop_border=border)
+    measures = {"psnr_y": psnr, "ssim_y": ssim, "psnr_rgb": psnr_rgb, "ssim_rgb": ssim_rgb}
+    found: dict[str, list[float]] = {name: [] for name in measures}
     for path in outputs:
         sr, hr = read(path), read(shared / "set5" / "HR" / path.name)
-        for metric in metrics:
-            metric.update(sr, hr)
-        expected = reference[path.name]
-        assert psnr(sr, hr, crop_border=border).item() == pytest.approx(expected[f"psnr_y_c{border}"], abs=1e-3)
-        assert ssim(sr, hr, crop_border=border).item() == pytest.approx(expected[f"ssim_y_c{border}"], abs=2e-5)
-    assert metrics[0].compute().item() == pytest.approx(psnr_y, abs=6e-4)
-    assert metrics[1].compute().item() == pytest.approx(ssim_y, abs=6e-5)
+        for name, measure in measures.items():
+            value = measure(sr, hr, crop_border=border).item()
+            close = 1e-3 if name.startswith("psnr") else 2e-5
+            assert value == pytest.approx(reference[path.name][f"{name}_c{border}"], abs=close), (path.name, name)
+            found[name].append(value)
+    for values, mean, close in zip(found.values(), means, (6e-4, 6e-5, 6e-4, 6e-5), strict=True):
+        assert mean is None or np.mean(values) == pytest.approx(mean, abs=close)
 
 
 def test_errors_name_shapes() -> None:
@@ -116,6 +166,8 @@ def test_errors_name_shapes() -> None:
         psnr(sr, hr, crop_border=17)
     with pytest.raises(ValueError, match="10 x 33 px"):
         ssim(sr[..., :10, :], hr[..., :10, :])
+    with pytest.raises(ValueError, match=r"\(2, 1, 40, 33\); expected RGB"):
+        psnr_rgb(sr[:, :1], hr[:, :1])
 
 
 def test_color_error_is_the_cast_in_grey_levels():

@@ -1,5 +1,9 @@
+import io
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage import data
 
 from datamodules.degradations.parameters import draw_parameters
@@ -17,7 +21,7 @@ def generators(*seeds):
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-@pytest.mark.parametrize("name", [*RANDOM, "bicubic"])
+@pytest.mark.parametrize("name", [*RANDOM, "bicubic", "ntire"])
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
 def test_lr_has_its_size_and_whole_grey_levels(name, scale):
     hr = photographs(2)
@@ -53,8 +57,36 @@ def test_hr_the_global_generator_and_autocast_have_no_part():
 def test_none_is_hr_itself():
     hr = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
     assert torch.equal(DegradationPipeline(PRESETS["none"], 1)(hr, generators(0, 1)), hr)
-    with pytest.raises(ValueError, match=r"data\.degradation='none'.*bicubic, omgsr, real_esrgan.*data\.scale=2"):
+    with pytest.raises(
+        ValueError, match=r"data\.degradation='none'.*bicubic, ntire, omgsr, real_esrgan.*data\.scale=2"
+    ):
         DegradationPipeline(PRESETS["none"], 2)
+
+
+def pillow_jpeg(image):
+    """Quality 90 by Pillow's defaults, which halve the colours' sides (4:2:0)."""
+    code = io.BytesIO()
+    image.save(code, "JPEG", quality=90)
+    return np.array(Image.open(code))
+
+
+def test_ntire_is_matlabs_bicubic_then_pillows_jpeg_90(shared):
+    for name in ("butterfly", "woman"):
+        hr = np.array(Image.open(shared / f"set5/HR/{name}.png").convert("RGB"))
+        lr = Image.open(shared / f"set5/LR_bicubic/X2/{name}x2.png").convert("RGB")
+        image = torch.from_numpy(hr).permute(2, 0, 1)[None] / 255
+        found = DegradationPipeline(PRESETS["ntire"], 2)(image, generators(0))
+        levels = (found[0] * 255).permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(levels.round(), pillow_jpeg(lr))
+        np.testing.assert_allclose(levels, levels.round(), atol=1e-4)
+
+
+def test_ntire_compresses_what_bicubic_makes():
+    hr = photographs(1)
+    lr, clean = (DegradationPipeline(PRESETS[name], 2)(hr, generators(0)) for name in ("ntire", "bicubic"))
+    expected = pillow_jpeg(Image.fromarray((clean[0] * 255).round().byte().permute(1, 2, 0).numpy()))
+    np.testing.assert_array_equal((lr[0] * 255).round().byte().permute(1, 2, 0), expected)
+    assert not torch.equal(lr, clean)
 
 
 def names_of_stages(seeds, preset="omgsr"):
