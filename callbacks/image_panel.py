@@ -31,6 +31,17 @@ def image_row(images: Sequence[Tensor], separator: int = SEPARATOR) -> Tensor:
     return torch.cat(parts[1:], dim=-1)
 
 
+def centre(image: Tensor, side: int) -> Tensor:
+    """The middle of (3, H, W), at most `side` px of each side.
+
+    >>> centre(torch.zeros(3, 9, 4), 5).shape
+    torch.Size([3, 5, 4])
+    """
+    height, width = (min(full, side) for full in image.shape[-2:])
+    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
+    return image[:, top : top + height, left : left + width]
+
+
 def to_uint8(image: Tensor) -> Tensor:
     """[0, 1] to rounded bytes; values out of range are clipped, NaN is black (SummaryWriter would truncate)."""
     return (image.float().nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -67,17 +78,20 @@ def logging_step(trainer: Trainer) -> int:
 class PanelCallback(Callback):
     """Base of callbacks that draw the first `max_images` samples of each validation loader, every n validations.
 
-    A subclass says what to draw in `pictures`. The module's `panel(batch)` runs on rank zero alone, hence may hold no
+    A subclass says what to draw in `pictures`; of images larger than `largest` px per side, as whole ones may be, it is
+    given the centre. The module's `panel(batch)` runs on rank zero alone, hence may hold no
     collective. The sanity check draws nothing. Raises ValueError where a validation batch has no `name`.
     """
 
-    def __init__(self, every_n_validations: int = 1, max_images: int = 4) -> None:
+    def __init__(self, every_n_validations: int = 1, max_images: int = 4, largest: int = 1024) -> None:
         super().__init__()
-        for key, value in (("every_n_validations", every_n_validations), ("max_images", max_images)):
+        given = {"every_n_validations": every_n_validations, "max_images": max_images, "largest": largest}
+        for key, value in given.items():
             if value < 1:
                 raise ValueError(f"{key} is {value}, expected >= 1: change the option '{key}'")
         self.every_n_validations = every_n_validations
         self.max_images = max_images
+        self.largest = largest
         self._validations = 0
         self._drawn = 0
 
@@ -111,7 +125,7 @@ class PanelCallback(Callback):
         with trainer.precision_plugin.val_step_context():
             panel = panel_of(pl_module, batch)
         for index, name in enumerate(batch["name"]):
-            images = {key: value[index].float() for key, value in panel.items()}
+            images = {key: centre(value[index], self.largest).float() for key, value in panel.items()}
             for group, picture in self.pictures(images).items():
                 writer.add_image(f"{group}/{name}", to_uint8(picture).cpu(), logging_step(trainer))
             self._drawn += 1

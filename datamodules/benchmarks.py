@@ -1,6 +1,5 @@
-"""Test sets by folder: HR/ beside LR*/ are pairs, a plain folder is degraded, "bundled" is the embedded one."""
+"""Test sets by folder: pairs of HR and LR, a plain folder whose images are degraded, or "bundled", the embedded one."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,20 +9,12 @@ import torch
 from torch import Tensor
 
 from datamodules.image_io import list_images, read_image
+from datamodules.pairs import find_pairs, looks_paired, read_pair
 from datamodules.randomness import generator_for
 from datamodules.sources import BUNDLED, describe_folder
 from datamodules.synthetic import FLAT_CROPS, FLAT_KINDS, HELD_OUT_PHOTOGRAPHS, bundled_path, flat_crop, flat_image
 
 FLAT_SIZE = 512
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Files of one test image."""
-
-    name: str
-    lr: Path
-    hr: Path
 
 
 @dataclass(frozen=True)
@@ -60,9 +51,10 @@ def open_benchmark(
 ) -> Benchmark:
     """The test set at a folder, or the embedded one (held-out photographs and flat images) for "bundled".
 
-    With HR and LR folders inside, the pairs are used as they are. Otherwise lr is made by degrade from hr, cut at the
-    lower right to a multiple of scale, with the generator of (seed, -1, index, 0); crop cuts a centre square of at
-    most so many px from hr before. Raises FileNotFoundError or ValueError that say what was found.
+    Where the folder holds pairs (see `pairs.find_pairs`) lr is the file's. Otherwise it is made by degrade from hr, cut
+    at the lower right to a multiple of scale, with the generator of (seed, -1, index, 0). crop cuts a centre square of
+    at most so many px from hr before, of pairs a multiple of scale and its part of lr. Raises FileNotFoundError or
+    ValueError that say what was found.
     """
     if data == BUNDLED:
         photographs = [_Source(Path(name).stem, "photo", _reader(bundled_path(name))) for name in HELD_OUT_PHOTOGRAPHS]
@@ -74,9 +66,15 @@ def open_benchmark(
         raise FileNotFoundError(
             f"DATA={data} is no folder; give a folder of images, one with HR/ and LR/, or {BUNDLED!r}"
         )
-    if _folders(root, "hr") or _folders(root, "lr"):
+    if looks_paired(root):
         pairs = find_pairs(root, scale)
-        return Benchmark([pair.name for pair in pairs], lambda index: _load_pair(pairs[index], scale), paired=True)
+        names = [pair.name for pair in pairs]
+
+        def load(index: int) -> BenchmarkImage:
+            lr, hr = _centre_of_both(*read_pair(pairs[index], scale), crop, scale)
+            return BenchmarkImage(names[index], "photo", lr, hr)
+
+        return Benchmark(names, load, paired=True)
     paths = list_images(root)
     if not paths:
         raise ValueError(
@@ -84,63 +82,6 @@ def open_benchmark(
         )
     named = [_Source(path.relative_to(root).with_suffix("").as_posix(), "photo", _reader(path)) for path in paths]
     return _degraded(named, scale, degrade, seed, crop)
-
-
-def find_pairs(folder: str | Path, scale: int) -> list[Pair]:
-    """Pairs of files from a folder named ...HR and one named LR...; by name, with or without "x{scale}" at its end.
-
-    The LR folder may have a subfolder X{scale} (LR_bicubic/X4) or carry x{scale} in its name; that one is preferred to
-    a plain LR. Raises ValueError where a folder is missing or not unique, or where a file has no partner.
-    """
-    root = Path(folder)
-    hr_folders, lr_folders = _folders(root, "hr"), _lr_folders(root, scale)
-    if len(hr_folders) != 1 or len(lr_folders) != 1:
-        found = ", ".join(str(f.relative_to(root)) for f in [*hr_folders, *lr_folders]) or "neither"
-        raise ValueError(
-            f"DATA={folder}: expected one HR folder and one LR folder for scale {scale} (LR, LR_bicubic/X{scale}), "
-            f"found {found}; {describe_folder(root)}"
-        )
-    hr = {_stem(path, scale): path for path in list_images(hr_folders[0])}
-    lr = {_stem(path, scale): path for path in list_images(lr_folders[0])}
-    alone = sorted(set(hr) ^ set(lr))
-    if alone or not hr:
-        listed = ", ".join(alone[:5]) + (", ..." if len(alone) > 5 else "") or "none, both are empty"
-        raise ValueError(
-            f"DATA={folder}: {len(hr)} images in {hr_folders[0].name}/ and {len(lr)} in {lr_folders[0].name}/ do not "
-            f"pair by name; without partner: {listed}"
-        )
-    return [Pair(name, lr[name], hr[name]) for name in sorted(hr)]
-
-
-def _folders(root: Path, kind: str) -> list[Path]:
-    """Subfolders such as HR, DIV2K_valid_HR, GT ("hr"), or LR, LRx4, DIV2K_valid_LR_bicubic ("lr")."""
-    pattern = re.compile(r"((^|_)hr|^gt)$" if kind == "hr" else r"(^|_)lr", re.IGNORECASE)
-    return sorted(entry for entry in root.iterdir() if entry.is_dir() and pattern.search(entry.name))
-
-
-def _lr_folders(root: Path, scale: int) -> list[Path]:
-    named = re.compile(rf"x{scale}$", re.IGNORECASE)
-    any_scale = re.compile(r"x\d+$", re.IGNORECASE)
-    tops = _folders(root, "lr")
-    below = [entry for top in tops for entry in sorted(top.iterdir()) if entry.is_dir()]
-    exact = [folder for folder in [*below, *tops] if named.search(folder.name)]
-    plain = [
-        top for top in tops if not any_scale.search(top.name) and not any(any_scale.fullmatch(f.name) for f in below)
-    ]
-    return exact or plain
-
-
-def _stem(path: Path, scale: int) -> str:
-    return re.sub(rf"[_-]?x{scale}$", "", path.stem, flags=re.IGNORECASE) or path.stem
-
-
-def _load_pair(pair: Pair, scale: int) -> BenchmarkImage:
-    lr, hr = read_image(pair.lr).rgb, read_image(pair.hr).rgb
-    height, width = (side * scale for side in lr.shape[1:])
-    if not (height <= hr.shape[1] < height + scale and width <= hr.shape[2] < width + scale):
-        sizes = f"LR {lr.shape[2]} x {lr.shape[1]} and HR {hr.shape[2]} x {hr.shape[1]}"
-        raise ValueError(f"DATA= pair {pair.name}: {sizes} do not differ by the scale {scale} ({pair.lr}, {pair.hr})")
-    return BenchmarkImage(pair.name, "photo", lr, hr[:, :height, :width].contiguous())
 
 
 @dataclass(frozen=True)
@@ -182,10 +123,20 @@ def _degraded(
 
 
 def _centre(hr: Tensor, crop: int | None, scale: int) -> Tensor:
+    hr = hr[:, _middle(hr.shape[1], crop), _middle(hr.shape[2], crop)]
     height, width = hr.shape[1:]
-    if crop is not None:
-        new_height, new_width = min(height, crop), min(width, crop)
-        top, left = (height - new_height) // 2, (width - new_width) // 2
-        hr = hr[:, top : top + new_height, left : left + new_width]
-        height, width = new_height, new_width
     return hr[:, : height - height % scale, : width - width % scale].contiguous()
+
+
+def _centre_of_both(lr: Tensor, hr: Tensor, crop: int | None, scale: int) -> tuple[Tensor, Tensor]:
+    side = None if crop is None else max(crop // scale, 1)
+    rows, columns = (_middle(full, side) for full in lr.shape[1:])
+    above = [slice(part.start * scale, part.stop * scale) for part in (rows, columns)]
+    return lr[:, rows, columns].contiguous(), hr[:, above[0], above[1]].contiguous()
+
+
+def _middle(full: int, side: int | None) -> slice:
+    """The middle of `full` px, at most `side` of them."""
+    side = min(full, side or full)
+    first = (full - side) // 2
+    return slice(first, first + side)

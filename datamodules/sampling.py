@@ -64,11 +64,32 @@ def even_batches(count: int, batch_size: int, rank: int, world_size: int) -> lis
     return [list(range(edges[chunk], edges[chunk + 1])) for chunk in mine]
 
 
-def sample_key(number: int, images: int, crops_per_image: int, seed: int) -> tuple[int, int, int, int]:
-    """(seed, epoch, image index, crop index) of a sample's number in the run."""
+def single_batches(count: int, rank: int, world_size: int) -> list[list[int]]:
+    """This rank's batches of one of 0..count-1: every sample once over all ranks.
+
+    Where the ranks do not divide count some have a batch more, as images of unequal size share no batch; validation
+    steps may therefore hold no collective. Raises ValueError where there are fewer samples than ranks.
+    """
+    if count < world_size:
+        raise ValueError(
+            f"data.val holds {count} pairs, less than the {world_size} ranks of this run; give a folder of more pairs "
+            "or lower trainer.devices"
+        )
+    return [[index] for index in range(count * rank // world_size, count * (rank + 1) // world_size)]
+
+
+def sample_key(
+    number: int, images: int, crops_per_image: int, seed: int, crops_per_decode: int = 1
+) -> tuple[int, int, int, int]:
+    """(seed, epoch, image index, crop index) of a sample's number in the run.
+
+    An epoch's order is shuffled in groups of crops_per_decode crops of one image; that divides crops_per_image.
+    """
     epoch, place = divmod(number, images * crops_per_image)
-    slot = _epoch_order(seed, epoch, images * crops_per_image)[place]
-    return seed, epoch, int(slot) // crops_per_image, int(slot) % crops_per_image
+    group, member = divmod(place, crops_per_decode)
+    order = _epoch_order(seed, epoch, images * crops_per_image // crops_per_decode)
+    slot = int(order[group]) * crops_per_decode + member
+    return seed, epoch, slot // crops_per_image, slot % crops_per_image
 
 
 @lru_cache(maxsize=4)
@@ -80,23 +101,36 @@ class CropDataset(Dataset[dict[str, Tensor]]):
     """Seeded training crops, flipped and turned, addressed by their number in the run (any number from 0).
 
     An item holds `hr`, (3,crop,crop) float32 in [0,1], and `key`, int64 (seed, epoch, index, crop). A share of the
-    samples, chosen by their keys, is a procedural image in place of the photograph. `len` is that of one epoch.
+    samples, chosen by their keys, is a procedural image in place of the photograph. crops_per_decode samples in a row
+    come from one image, which the source keeps for so long. `len` is that of one epoch.
     """
 
     def __init__(
-        self, source: ImageSource, crop: int, seed: int, crops_per_image: int = 1, procedural_share: float = 0.0
+        self,
+        source: ImageSource,
+        crop: int,
+        seed: int,
+        crops_per_image: int = 1,
+        procedural_share: float = 0.0,
+        crops_per_decode: int = 1,
     ) -> None:
+        if crops_per_image % crops_per_decode:
+            raise ValueError(
+                f"data.crops_per_decode={crops_per_decode}: expected a divisor of data.crops_per_image="
+                f"{crops_per_image}"
+            )
         self.source = source
         self.crop = crop
         self.seed = seed
         self.crops_per_image = crops_per_image
         self.procedural_share = procedural_share
+        self.crops_per_decode = crops_per_decode
 
     def __len__(self) -> int:
         return len(self.source) * self.crops_per_image
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        key = sample_key(number, len(self.source), self.crops_per_image, self.seed)
+        key = sample_key(number, len(self.source), self.crops_per_image, self.seed, self.crops_per_decode)
         generator = generator_for(key, "crop")
         if float(torch.rand(1, generator=generator)) < self.procedural_share:
             hr = procedural_image(self.crop, generator)

@@ -10,21 +10,29 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.degradations.pipeline import PRESETS, DegradationPipeline
+from datamodules.pairs import ValidationPairs, has_pairs
 from datamodules.randomness import generator_for
-from datamodules.sampling import CropDataset, ResumableBatchSampler, ValidationCrops, even_batches
+from datamodules.sampling import CropDataset, ResumableBatchSampler, ValidationCrops, even_batches, single_batches
 from datamodules.sources import open_source
 from datamodules.synthetic import HELD_OUT_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS
 
 Degradation = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
 
+OLDER = {"data.crops_per_decode": 1}
+"""What checkpoints that were written before an option existed stand for."""
+
 
 class SR4KDataModule(pl.LightningDataModule):
     """Batches {hr, key, lr} (validation: name too) for super-resolution; hr and lr float32 in [0,1].
 
-    train, val: folders of images, or "bundled" (scikit-image's photographs, see `synthetic`).
+    train, val: folders of images, or "bundled" (scikit-image's photographs, see `synthetic`). A val with HR/ and LR/
+    inside (see `pairs`) is validated on as it is: whole images, each a batch of its own, lr as given; val_crop,
+    val_count and val_batch_size say nothing then.
     crop, val_crop: sides of the square HR crops in px, multiples of scale.
     batch_size: samples per step over all ranks. steps: batches of the whole run, which is one Lightning epoch.
-    crops_per_image: crops of each image per pass over the data. procedural_share: share of procedural images, 0-1.
+    crops_per_image: crops of each image per pass over the data. crops_per_decode: how many of them follow one another,
+    so that the image is decoded once for all; where it divides a rank's share of the batch none are torn apart.
+    procedural_share: share of procedural images, 0-1.
     degradation: a preset's name, or a callable (hr, generators) -> lr.
 
     Every draw comes from the sample's key (seed, epoch, index, crop), so batches depend neither on ranks nor on
@@ -43,6 +51,7 @@ class SR4KDataModule(pl.LightningDataModule):
         workers: int = 0,
         seed: int = 0,
         crops_per_image: int = 16,
+        crops_per_decode: int = 1,
         procedural_share: float = 0.25,
         val_crop: int = 256,
         val_count: int = 6,
@@ -52,28 +61,42 @@ class SR4KDataModule(pl.LightningDataModule):
         super().__init__()
         _check_crops(scale, crop, val_crop)
         _check_counts(steps=steps, batch_size=batch_size, crops_per_image=crops_per_image, val_count=val_count)
+        _check_counts(crops_per_decode=crops_per_decode)
         if not 0.0 <= procedural_share <= 1.0:
             raise ValueError(f"data.procedural_share={procedural_share}: expected a share between 0 and 1")
         self.train, self.val = train, val
         self.scale, self.crop, self.val_crop = scale, crop, val_crop
         self.batch_size, self.val_batch_size, self.val_count = batch_size, val_batch_size, val_count
         self.steps, self.workers, self.seed = steps, workers, seed
-        self.crops_per_image, self.procedural_share = crops_per_image, procedural_share
+        self.crops_per_image, self.crops_per_decode = crops_per_image, crops_per_decode
+        self.procedural_share = procedural_share
         self.degradation = degradation if isinstance(degradation, str) else type(degradation).__name__
         self.degrade = _named_degradation(degradation, scale) if isinstance(degradation, str) else degradation
         self.train_set: CropDataset | None = None
-        self.val_set: ValidationCrops | None = None
+        self.val_set: ValidationCrops | ValidationPairs | None = None
         self._start_batch = 0
         self.degrade_seconds = 0.0  # of the latest batch, on the host's clock; read by the throughput callback
 
     def setup(self, stage: str | None = None) -> None:
         """Open the folders; errors and warnings as `sources.open_source`."""
         if stage in (None, "fit") and self.train_set is None:
+            if has_pairs(self.train):
+                raise ValueError(
+                    f"data.train={self.train} holds HR and LR images, but lr is made from hr in training: give the "
+                    "folder of the HR images alone"
+                )
             source = open_source(self.train, TRAIN_PHOTOGRAPHS, self.crop, "data.train", "data.crop")
-            self.train_set = CropDataset(source, self.crop, self.seed, self.crops_per_image, self.procedural_share)
+            self.train_set = CropDataset(
+                source, self.crop, self.seed, self.crops_per_image, self.procedural_share, self.crops_per_decode
+            )
         if self.val_set is None:
-            held_out = open_source(self.val, HELD_OUT_PHOTOGRAPHS, self.val_crop, "data.val", "data.val_crop")
-            self.val_set = ValidationCrops(held_out, self.val_crop, self.seed, self.val_count)
+            self.val_set = self._open_validation()
+
+    def _open_validation(self) -> ValidationCrops | ValidationPairs:
+        if has_pairs(self.val):
+            return ValidationPairs(self.val, self.scale, self.seed, "data.val")
+        held_out = open_source(self.val, HELD_OUT_PHOTOGRAPHS, self.val_crop, "data.val", "data.val_crop")
+        return ValidationCrops(held_out, self.val_crop, self.seed, self.val_count)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """This rank's batches from the position on, at first 0; its length is that of the whole run."""
@@ -82,12 +105,14 @@ class SR4KDataModule(pl.LightningDataModule):
         return self._loader(self.train_set, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """This rank's part of the fixed crops: as many batches on every rank, each crop on one of them.
+        """This rank's part of the fixed crops, as many batches on every rank, or of the pairs; each on one rank alone.
 
-        Where the ranks do not divide val_count they hold unequal numbers of samples: log torchmetrics objects then, as
-        Lightning's own mean of logged numbers (2.6.6, sync_dist) averages the counts as integers and is off.
+        Where the ranks do not divide their number they hold unequal numbers of samples: log torchmetrics objects then,
+        as Lightning's own mean of logged numbers (2.6.6, sync_dist) averages the counts as integers and is off.
         """
         rank, world_size = self._place()
+        if isinstance(self.val_set, ValidationPairs):
+            return self._loader(self.val_set, single_batches(len(self.val_set), rank, world_size))
         return self._loader(self.val_set, even_batches(self.val_count, self.val_batch_size, rank, world_size))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -113,10 +138,11 @@ class SR4KDataModule(pl.LightningDataModule):
         """Continue after the saved position; ValueError where data, seed or batch size are not those of the run."""
         if self.train_set is None:  # only validating: the training data do not matter
             return
+        saved = OLDER | state_dict
         for option, now in self._identity().items():
-            if state_dict[option] != now:
+            if saved[option] != now:
                 raise ValueError(
-                    f"cannot resume exactly: {option} was {state_dict[option]} in the checkpoint and is {now} "
+                    f"cannot resume exactly: {option} was {saved[option]} in the checkpoint and is {now} "
                     "now; restore it, or start anew from the weights with INIT="
                 )
         self._start_batch = state_dict["position"]
@@ -128,6 +154,7 @@ class SR4KDataModule(pl.LightningDataModule):
             "seed": self.seed,
             "data.batch_size": self.batch_size,
             "data.crops_per_image": self.crops_per_image,
+            "data.crops_per_decode": self.crops_per_decode,
             "data.procedural_share": self.procedural_share,
             "data.crop": self.crop,
             "data.scale": self.scale,

@@ -80,6 +80,13 @@ def test_logs_rows_beside_each_other(student, data, trainer_with, tmp_path):
     assert events.Images("autocorrelation/crop0")[0].width == 3 * 62 + 2 * 2
 
 
+def test_of_a_larger_image_the_centre_is_drawn(student, data, trainer_with, tmp_path):
+    trainer_with(Spectrum(max_images=1, largest=16)).fit(student, data)
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload()
+    spectrum = events.Images("spectrum/crop0")[0]
+    assert (spectrum.height, spectrum.width) == (16, 3 * 16 + 2 * 2)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_any_float_dtype(dtype):
     image = grid(64).to(dtype)

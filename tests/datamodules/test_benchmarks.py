@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datamodules.benchmarks import find_pairs, open_benchmark
+from datamodules.benchmarks import open_benchmark
 from datamodules.image_io import write_image
 
 
@@ -16,44 +16,6 @@ def layout(root, files):
         write_image(root / name, torch.rand(3, height, width, generator=torch.Generator().manual_seed(width)))
 
 
-@pytest.mark.parametrize(
-    ("hr", "lr"),
-    [
-        ("HR/a.png", "LR/a.png"),
-        ("HR/a.png", "LR_bicubic/X4/ax4.png"),
-        ("GT/a.png", "LRx4/a_x4.png"),
-        ("DIV2K_valid_HR/0801.png", "DIV2K_valid_LR_bicubic/X4/0801x4.png"),
-        ("HR/ax4.png", "LR/ax4.png"),
-    ],
-)
-def test_pairs_are_found_by_the_usual_names(tmp_path, hr, lr):
-    layout(tmp_path, {hr: (16, 8), lr: (4, 2)})
-    (pair,) = find_pairs(tmp_path, 4)
-    assert (pair.hr, pair.lr) == (tmp_path / hr, tmp_path / lr)
-
-
-def test_the_folder_of_the_scale_is_chosen(tmp_path):
-    layout(tmp_path, {"HR/a.png": (16, 8), "LR_bicubic/X4/ax4.png": (4, 2), "LR_bicubic/X2/ax2.png": (8, 4)})
-    assert find_pairs(tmp_path, 2)[0].lr.name == "ax2.png"
-    with pytest.raises(ValueError, match="one LR folder for scale 3"):
-        find_pairs(tmp_path, 3)
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"HR/a.png": (16, 8)}, r"DATA=.*found HR; found 1 entries \(HR/\)"),
-        ({"LR/a.png": (16, 8)}, r"DATA=.*expected one HR folder"),
-        ({"HR/a.png": (16, 8), "LR_a/X4/a.png": (4, 2), "LR_b/X4/a.png": (4, 2)}, r"found HR, LR_a/X4, LR_b/X4"),
-        ({"HR/a.png": (16, 8), "LR/b.png": (4, 2)}, r"do not pair by name; without partner: a, b"),
-    ],
-)
-def test_missing_ambiguous_and_single_files_are_said(tmp_path, files, message):
-    layout(tmp_path, files)
-    with pytest.raises(ValueError, match=message):
-        open_benchmark(str(tmp_path), 4, degrade)
-
-
 def test_pairs_are_cut_to_the_scale_and_a_wrong_scale_is_said(tmp_path):
     layout(tmp_path, {"HR/a.png": (18, 8), "LR/a.png": (4, 2)})
     benchmark = open_benchmark(str(tmp_path), 4, degrade)
@@ -62,6 +24,24 @@ def test_pairs_are_cut_to_the_scale_and_a_wrong_scale_is_said(tmp_path):
     assert (image.lr.shape, image.hr.shape) == ((3, 2, 4), (3, 8, 16))
     with pytest.raises(ValueError, match=r"LR 4 x 2 and HR 18 x 8 do not differ by the scale 2"):
         open_benchmark(str(tmp_path), 2, degrade).load(0)
+
+
+def test_crop_takes_the_same_centre_of_both_sides_of_a_pair(tmp_path):
+    layout(tmp_path, {"HR/a.png": (44, 28), "LR/a.png": (11, 7)})
+    whole, part = (open_benchmark(str(tmp_path), 4, degrade, crop=crop).load(0) for crop in (None, 18))
+    assert torch.equal(part.lr, whole.lr[:, 1:5, 3:7])
+    assert torch.equal(part.hr, whole.hr[:, 4:20, 12:28])
+    wide = open_benchmark(str(tmp_path), 4, degrade, crop=33).load(0)
+    assert torch.equal(wide.lr, whole.lr[:, :, 1:9])
+    assert torch.equal(wide.hr, whole.hr[:, :, 4:36])
+
+
+def test_a_lone_side_of_pairs_is_said_and_a_folder_of_originals_is_none(tmp_path):
+    layout(tmp_path, {"original/a.png": (16, 8), "photo_HR.png": (16, 8)})
+    assert open_benchmark(str(tmp_path), 4, degrade).names == ["original/a", "photo_HR"]
+    layout(tmp_path, {"HR/b.png": (16, 8)})
+    with pytest.raises(ValueError, match=r"DATA=.*found HR; found 3 entries"):
+        open_benchmark(str(tmp_path), 4, degrade)
 
 
 def test_plain_folder_is_degraded_by_seed_and_index(tmp_path):
@@ -105,4 +85,8 @@ def test_real_sets(shared):
     for folder, scale, count in (("set5", 2, 5), ("set5", 4, 5), ("realsr", 4, 10)):
         benchmark = open_benchmark(str(shared / folder), scale, degrade)
         assert len(benchmark) == count
+        assert benchmark.paired
         assert benchmark.load(0).hr.shape[1] == benchmark.load(0).lr.shape[1] * scale
+    photographs = open_benchmark(str(shared / "photos4k"), 4, degrade)
+    assert len(photographs) == 9
+    assert not photographs.paired

@@ -1,9 +1,13 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from datamodules import sources
+from datamodules.image_io import read_image
 from datamodules.randomness import generator_for
 from datamodules.sampling import (
     CropDataset,
@@ -12,6 +16,7 @@ from datamodules.sampling import (
     even_batches,
     random_symmetry,
     sample_key,
+    single_batches,
 )
 from datamodules.sources import open_source
 
@@ -39,6 +44,25 @@ def test_an_epoch_holds_every_crop_once_and_the_next_is_ordered_anew():
     assert {key[:2] for key in first} == {(9, 0)}
     assert {key[:2] for key in second} == {(9, 1)}
     assert [key[2:] for key in first] != [key[2:] for key in second]
+
+
+def test_crops_of_one_image_follow_one_another_and_come_once_per_epoch():
+    keys = [sample_key(n, images=5, crops_per_image=6, seed=9, crops_per_decode=3) for n in range(60)]
+    groups = [keys[first : first + 3] for first in range(0, 60, 3)]
+    assert all(len({key[:3] for key in group}) == 1 for group in groups)
+    for epoch in range(2):
+        seen = [key for key in keys if key[1] == epoch]
+        assert sorted(key[2:] for key in seen) == [(i, c) for i in range(5) for c in range(6)]
+        assert keys[30 * epoch] == seen[0]
+    order = [[key[2] for key in keys[30 * epoch : 30 * epoch + 30 : 3]] for epoch in range(2)]
+    assert order[0] != order[1]
+    assert all(images != sorted(images) for images in order)
+
+
+def test_one_crop_per_decode_keeps_the_order_that_runs_had_before_the_option():
+    keys = [sample_key(n, images=3, crops_per_image=4, seed=5) for n in range(6)]
+    order = torch.randperm(12, generator=generator_for((5, 0), "order")).tolist()
+    assert keys == [(5, 0, slot // 4, slot % 4) for slot in order[:6]]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
@@ -79,8 +103,21 @@ def test_fewer_validation_images_than_ranks_is_said():
         even_batches(2, 1, 0, 3)
 
 
-def test_samples_are_the_same_with_and_without_workers(source):
-    dataset = CropDataset(source, 32, seed=1, crops_per_image=2, procedural_share=0.3)
+@pytest.mark.parametrize(("count", "world_size"), [(3, 1), (5, 2), (3, 3), (14, 4)])
+def test_single_batches_are_shared_out_once_and_evenly(count, world_size):
+    ranks = [single_batches(count, rank, world_size) for rank in range(world_size)]
+    assert [batch for batches in ranks for batch in batches] == [[i] for i in range(count)]
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
+
+
+def test_fewer_pairs_than_ranks_is_said():
+    with pytest.raises(ValueError, match=r"data\.val holds 2 pairs.* 3 ranks"):
+        single_batches(2, 0, 3)
+
+
+@pytest.mark.parametrize("per_decode", [1, 2])
+def test_samples_are_the_same_with_and_without_workers(source, per_decode):
+    dataset = CropDataset(source, 32, 1, crops_per_image=2, procedural_share=0.3, crops_per_decode=per_decode)
     batches = [
         list(DataLoader(dataset, batch_sampler=ResumableBatchSampler(6, 4), num_workers=workers)) for workers in (0, 2)
     ]
@@ -89,6 +126,37 @@ def test_samples_are_the_same_with_and_without_workers(source):
         assert torch.equal(here["key"], there["key"])
     assert batches[0][0]["hr"].shape == (4, 3, 32, 32)
     assert batches[0][0]["key"].dtype == torch.int64
+
+
+@pytest.mark.parametrize(("per_decode", "decodes"), [(1, 20), (2, 10), (4, 5)])
+def test_fewer_images_are_decoded_where_crops_share_one(source, per_decode, decodes, monkeypatch):
+    files = []
+    monkeypatch.setattr(sources, "read_image", lambda path: files.append(path) or read_image(path))
+    source.cache_bytes = 1  # one image stays
+    dataset = CropDataset(source, 32, seed=2, crops_per_image=4, crops_per_decode=per_decode)
+    items = [dataset[number] for number in range(20)]
+    images = [int(item["key"][2]) for item in items]
+    changes = 1 + sum(before != after for before, after in pairwise(images))
+    assert len(files) == changes, "an image is decoded where the one before is another"
+    assert changes <= decodes
+    assert len(set(images)) == 5
+
+
+def test_a_sample_depends_on_its_key_alone(source):
+    ones, fours = (
+        CropDataset(source, 32, seed=2, crops_per_image=4, procedural_share=0.3, crops_per_decode=per_decode)
+        for per_decode in (1, 4)
+    )
+    by_key = {tuple(item["key"].tolist()): item["hr"] for item in map(ones.__getitem__, range(20))}
+    for number in range(20):
+        item = fours[number]
+        assert torch.equal(item["hr"], by_key.pop(tuple(item["key"].tolist())))
+    assert not by_key
+
+
+def test_crops_per_decode_must_divide_crops_per_image(source):
+    with pytest.raises(ValueError, match=r"data\.crops_per_decode=3: expected a divisor of data\.crops_per_image=4"):
+        CropDataset(source, 32, seed=2, crops_per_image=4, crops_per_decode=3)
 
 
 def test_samples_do_not_touch_the_global_generators(source):

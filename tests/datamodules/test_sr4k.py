@@ -1,10 +1,20 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from datamodules.image_io import read_image, write_image
 from datamodules.sr4k import SR4KDataModule
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def half_with_noise(hr, generators):
@@ -124,6 +134,7 @@ def test_a_finished_run_can_be_lengthened_twice(tmp_path):
         ({"seed": 1}, r"exactly: seed was 0 in the checkpoint and is 1 now"),
         ({"batch_size": 2}, r"data\.batch_size was 4 .* is 2 now"),
         ({"crops_per_image": 3}, r"data\.crops_per_image was 2"),
+        ({"crops_per_decode": 2}, r"data\.crops_per_decode was 1 .* is 2 now"),
         ({"procedural_share": 0.5}, r"data\.procedural_share was"),
         ({"train": "folder"}, r"data\.train was"),
     ],
@@ -137,6 +148,18 @@ def test_resuming_on_other_data_is_refused_in_one_sentence(tmp_path, changes, me
     with pytest.raises(ValueError, match=message) as caught:
         other.load_state_dict(saved.state_dict())
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_older_than_crops_per_decode_resumes_with_one_alone():
+    saved = data_module()
+    saved.setup("fit")
+    older = {key: value for key, value in saved.state_dict().items() if key != "data.crops_per_decode"}
+    saved.load_state_dict(older | {"position": 7})
+    assert saved.state_dict()["position"] == 7
+    other = data_module(crops_per_decode=2)
+    other.setup("fit")
+    with pytest.raises(ValueError, match=r"data\.crops_per_decode was 1 in the checkpoint and is 2 now"):
+        other.load_state_dict(older)
 
 
 def test_lr_follows_the_key_not_the_place_in_the_batch():
@@ -162,6 +185,61 @@ def test_validation_uses_the_held_out_photographs(tmp_path):
     assert student.validated == ["chelsea", "coffee", "rocket", "chelsea-2"]
 
 
+@pytest.fixture
+def pairs(tmp_path):
+    """A folder of three pairs at scale 2, each of a size of its own."""
+    for number, (height, width) in enumerate([(10, 14), (16, 12), (11, 9)]):
+        for side, scale in (("HR", 2), ("LR", 1)):
+            image = torch.rand(3, height * scale, width * scale, generator=torch.Generator().manual_seed(number))
+            write_image(tmp_path / side / f"{number}.png", image)
+    return tmp_path
+
+
+def test_a_folder_of_pairs_is_validated_on_as_it_is(tmp_path, pairs):
+    data = data_module(val=str(pairs), val_crop=32, val_count=100, val_batch_size=2)
+    student = Recorder()
+    trainer_for(tmp_path, 1).validate(student, datamodule=data, verbose=False)
+    assert student.validated == ["0", "1", "2"]
+    batches = [data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()]
+    assert [batch["hr"].shape for batch in batches] == [(1, 3, 20, 28), (1, 3, 32, 24), (1, 3, 22, 18)]
+    for batch, number in zip(batches, range(3), strict=True):
+        assert torch.equal(batch["lr"][0], read_image(pairs / "LR" / f"{number}.png").rgb)
+
+
+def test_pairs_are_no_training_images(pairs):
+    with pytest.raises(ValueError, match=r"data\.train=.* holds HR and LR images"):
+        data_module(train=str(pairs)).setup("fit")
+
+
+def test_pairs_of_another_scale_end_the_validation_in_one_sentence(pairs):
+    data = data_module(val=str(pairs), scale=1, degradation="none")
+    data.setup("validate")
+    with pytest.raises(ValueError, match=r"pair 0: LR 14 x 10 and HR 28 x 20 do not differ by the scale 1"):
+        next(iter(data.val_dataloader()))
+
+
+def test_two_processes_validate_on_an_odd_number_of_pairs(tmp_path, pairs):
+    command = [sys.executable, str(Path(__file__).with_name("pairs_run.py")), str(pairs), str(tmp_path)]
+    store = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
+    ranks = [
+        subprocess.Popen(command, env=os.environ | store | {"LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=200)[1][-2000:] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
+    results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [result["names"] for result in results] == [["0"], ["1", "2"]]
+    means = [read_image(pairs / "HR" / f"{number}.png").rgb.mean().item() for number in range(3)]
+    for result in results:
+        assert result["means"] == pytest.approx([sum(means) / 3] * 2, abs=1e-6), "after each of the two validations"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
 def test_loader_leaves_the_global_generator_alone():
     data = data_module()
     data.setup("fit")
@@ -185,6 +263,7 @@ def test_default_degradation_gives_the_agreed_batch():
         ({"crop": 33}, r"data\.crop=33: expected a positive multiple of the scale 2"),
         ({"val_crop": 0}, r"data\.val_crop=0"),
         ({"batch_size": 0}, r"data\.batch_size=0"),
+        ({"crops_per_decode": 0}, r"data\.crops_per_decode=0"),
         ({"procedural_share": 1.5}, r"data\.procedural_share=1\.5"),
         ({"degradation": "none"}, r"data\.degradation='none': expected one of .*omgsr"),
     ],
