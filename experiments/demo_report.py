@@ -20,18 +20,13 @@ from experiments.measure import (
     SHUFFLED,
     STUDENT,
     Method,
-    codec_round_trip,
-    markdown_table,
     measure,
-    reference_methods,
-    shuffle_cost,
-    shuffled_method,
     standard_metrics,
-    student_method,
-    summarise,
+    student_methods,
 )
 from experiments.pictures import crop_rows, sheet
 from experiments.schema import Experiment
+from experiments.tables import markdown_table, shuffle_cost, summarise
 from lightning_modules.one_step_flux import OneStepFlux
 
 STUDENT_L_AP = "student + L_AP"
@@ -63,11 +58,7 @@ class DemoReport:
 
     def methods(self) -> dict[str, Method]:
         """Bicubic, the codec's round trips, the students, the first one with shuffled ids, and hr."""
-        references = reference_methods(codec_round_trip(self.students[STUDENT].codec))
-        hr = references.pop("hr")
-        students = {name: student_method(student) for name, student in self.students.items()}
-        shuffled = shuffled_method(self.students[STUDENT], 0)
-        return {**references, **students, SHUFFLED: shuffled, "hr": hr}
+        return student_methods(self.students)
 
     def table(self) -> str:
         """The figures of every method on photographs and on flat images, and what shuffled positions cost."""

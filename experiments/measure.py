@@ -1,19 +1,18 @@
-"""Methods against references: scores of each image, rows of a table, and the table itself.
+"""Methods and metrics: what is compared, the columns, and the scores of each image.
 
-Protocol: every image is clamped and rounded to 8 bits first, as written to a PNG. PSNR and SSIM are those of the BT.601
-Y channel without a border of `crop_border` px. A figure is the mean over a group's images, of comb ratios the median.
+`protocol.protocol` says in words how the figures are made.
 """
 
-import math
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
 from datamodules.benchmarks import BenchmarkImage
+from datamodules.degradations.resize import matlab_bicubic_up
 from datamodules.randomness import generator_for
 from experiments.build import COMB_PITCHES, perceptual_name, perceptual_of
 from experiments.inference import STRIP_ROWS
@@ -22,16 +21,18 @@ from lightning_modules.latent_flow import LatentFlow
 from lightning_modules.networks.codec import Codec
 from lightning_modules.networks.lora import without_adapters
 from lightning_modules.one_step_flux import OneStepFlux
+from lightning_modules.real_time_cnn import RealTimeCnn
 from lightning_modules.super_resolution import pad_to_multiple, resize_up
 from losses.color import color_error
 from losses.comb_ratio import comb_ratio
-from losses.fidelity import psnr, ssim
+from losses.fidelity import psnr, psnr_rgb, ssim, ssim_rgb
 from losses.periodicity import periodicity_scores, smallest_side
 
 Method = Callable[[Tensor, Tensor], Tensor]
 """method(lr, hr) -> image of hr's size: (1,3,h,w) and (1,3,H,W) in [0,1]; references alone look at hr's pixels."""
 
 STUDENT, SHUFFLED = "student", "student, ids shuffled"
+REAL_TIME = "rt4ksr"
 DENOISED, DENOISED_SHUFFLED = "denoised", "denoised, ids shuffled"
 
 
@@ -57,33 +58,29 @@ class ImageScores:
     values: dict[str, float | None]
 
 
-@dataclass(frozen=True)
-class Row:
-    """Values of one method over a group of `images` images; None where none of them is large enough."""
-
-    group: str
-    method: str
-    images: int
-    values: dict[str, float | None]
-
-
-def standard_metrics(options: PerceptualOptions, crop_border: int, period: int) -> list[Score]:
-    """The columns of the project's tables."""
+def standard_metrics(options: PerceptualOptions, crop_border: int, period: int | None) -> list[Score]:
+    """The columns of the project's tables; period: the token grid's in px, None where the systems have none."""
     distance = perceptual_of(options)
+    on_grid = [] if period is None else [_periodicity(period), *[_comb(pitch) for pitch in COMB_PITCHES]]
     return [
-        Score("psnr_y", "PSNR-Y", lambda sr, hr: psnr(sr, hr, crop_border=crop_border), 2 * crop_border + 1, digits=2),
-        Score("ssim_y", "SSIM-Y", lambda sr, hr: ssim(sr, hr, crop_border=crop_border), 2 * crop_border + 11, digits=4),
+        _fidelity("psnr_rgb", "PSNR", psnr_rgb, crop_border),
+        _fidelity("ssim_rgb", "SSIM", ssim_rgb, crop_border),
+        _fidelity("psnr_y", "PSNR-Y", psnr, crop_border),
+        _fidelity("ssim_y", "SSIM-Y", ssim, crop_border),
         Score("perceptual", perceptual_name(options), distance.per_image, 32, digits=4),
-        Score(
-            "periodicity",
-            "periodicity",
-            lambda sr, _: periodicity_scores(sr, period=period),
-            smallest_side(period),
-            digits=4,
-        ),
-        *[_comb(pitch) for pitch in COMB_PITCHES],
+        *on_grid,
         Score("color_error", "colour", color_error, digits=2),
     ]
+
+
+def _fidelity(name: str, heading: str, measure: Callable[..., Tensor], border: int) -> Score:
+    window, digits = (11, 4) if name.startswith("ssim") else (1, 3)
+    return Score(name, heading, partial(measure, crop_border=border), 2 * border + window, digits=digits)
+
+
+def _periodicity(period: int) -> Score:
+    smallest = smallest_side(period)
+    return Score("periodicity", "periodicity", lambda sr, _: periodicity_scores(sr, period=period), smallest, digits=4)
 
 
 def _comb(pitch: int) -> Score:
@@ -91,14 +88,40 @@ def _comb(pitch: int) -> Score:
     return Score(f"comb_{pitch}", heading, lambda sr, _: comb_ratio(sr, (pitch,))[:, 0], 64, median=True, digits=2)
 
 
-def reference_methods(reconstruct: Callable[[Tensor], Tensor]) -> dict[str, Method]:
-    """What a student is compared with; `reconstruct` is the codec's round trip."""
+def bicubic(lr: Tensor, hr: Tensor) -> Tensor:
+    """The reference of the papers' tables."""
+    return matlab_bicubic_up(lr, hr.shape[-1] // lr.shape[-1])
+
+
+def original(lr: Tensor, hr: Tensor) -> Tensor:
+    """hr itself: what the metrics make of it."""
+    return hr
+
+
+def codec_methods(reconstruct: Callable[[Tensor], Tensor]) -> dict[str, Method]:
+    """What a codec makes of both images; `reconstruct` is its round trip."""
     return {
-        "bicubic": lambda lr, hr: resize_up(lr, _size(hr)),
         "codec(lr)": lambda lr, hr: reconstruct(resize_up(lr, _size(hr))),
         "codec(hr)": lambda lr, hr: reconstruct(hr),
-        "hr": lambda lr, hr: hr,
     }
+
+
+def student_methods(students: Mapping[str, OneStepFlux]) -> dict[str, Method]:
+    """The rows of students on one codec: references, the students by name, the first with shuffled ids, and hr."""
+    first = next(iter(students.values()))
+    return {
+        "bicubic": bicubic,
+        **codec_methods(codec_round_trip(first.codec)),
+        **{name: student_method(student) for name, student in students.items()},
+        SHUFFLED: shuffled_method(first, 0),
+        "hr": original,
+    }
+
+
+def real_time_methods(system: RealTimeCnn) -> dict[str, Method]:
+    """The rows of RT4KSR, whose network is folded for it, as users run it."""
+    system.deploy()
+    return {"bicubic": bicubic, REAL_TIME: lambda lr, hr: system.restore(lr), "hr": original}
 
 
 def student_method(student: OneStepFlux) -> Method:
@@ -173,57 +196,3 @@ def as_written(image: Tensor) -> Tensor:
 def _values(sr: Tensor, hr: Tensor, metrics: Sequence[Score]) -> dict[str, float | None]:
     side = min(sr.shape[-2:])
     return {m.name: float(m.score(sr, hr)) if side >= m.smallest else None for m in metrics}
-
-
-def summarise(scores: Sequence[ImageScores], metrics: Sequence[Score]) -> list[Row]:
-    """Rows by group and method in the order of their first appearance."""
-    rows = []
-    for group, method in dict.fromkeys((s.group, s.method) for s in scores):
-        chosen = [s for s in scores if (s.group, s.method) == (group, method)]
-        values = {m.name: _average([s.values[m.name] for s in chosen], m.median) for m in metrics}
-        rows.append(Row(group, method, len(chosen), values))
-    return sorted(rows, key=lambda row: [r.group for r in rows].index(row.group))
-
-
-def _average(values: Sequence[float | None], median: bool) -> float | None:
-    measured = [value for value in values if value is not None]
-    if not measured:
-        return None
-    return statistics.median(measured) if median else statistics.fmean(measured)
-
-
-def shuffle_cost(rows: Sequence[Row], student: str = STUDENT, shuffled: str = SHUFFLED) -> dict[str, dict[str, float]]:
-    """By group, what shuffled image ids cost: dB of PSNR-Y lost and perceptual distance gained; 0 ignores position."""
-    by_name = {(row.group, row.method): row.values for row in rows}
-    costs: dict[str, dict[str, float]] = {}
-    for group in dict.fromkeys(row.group for row in rows):
-        plain, mixed = by_name.get((group, student), {}), by_name.get((group, shuffled), {})
-        for metric, sign in (("psnr_y", 1), ("perceptual", -1)):
-            before, after = plain.get(metric), mixed.get(metric)
-            if before is not None and after is not None:
-                costs.setdefault(group, {})[metric] = sign * (before - after) + 0.0  # no "-0"
-    return costs
-
-
-def markdown_table(rows: Sequence[Row], metrics: Sequence[Score]) -> str:
-    """One table per group, the columns aligned."""
-    parts = []
-    for group in dict.fromkeys(row.group for row in rows):
-        chosen = [row for row in rows if row.group == group]
-        cells = [[f"{group} ({chosen[0].images})", *[m.heading for m in metrics]]]
-        cells += [[row.method, *[_cell(row.values[m.name], m.digits) for m in metrics]] for row in chosen]
-        widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-        lines = ["| " + " | ".join(_aligned(line, widths)) + " |" for line in cells]
-        rule = "|" + "|".join([":" + "-" * (widths[0] + 1), *["-" * (width + 1) + ":" for width in widths[1:]]]) + "|"
-        parts.append("\n".join([lines[0], rule, *lines[1:]]))
-    return "\n\n".join(parts)
-
-
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [line[0].ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]]
-
-
-def _cell(value: float | None, digits: int) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.{digits}f}" if math.isfinite(value) else "inf"

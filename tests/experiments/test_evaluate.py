@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from datamodules.image_io import write_image
-from experiments.evaluate import evaluate, main, save
+from experiments.evaluate import evaluate, main
+from experiments.protocol import save
 
 
 def checkpoint(run: Path) -> str:
@@ -25,6 +27,10 @@ def test_bundled_table_and_files(tiny_student_run: Path, tmp_path: Path) -> None
     assert stored["rows"][5]["values"]["periodicity"] is None
     assert stored["checkpoint_sha256"] == hashlib.sha256(Path(checkpoint(tiny_student_run)).read_bytes()).hexdigest()
     assert stored["versions"]["torch"]
+    assert stored["precision"] in text
+    assert stored["protocol"] in text
+    for said in ("8 bits", "BT.601 Y", "border of 4 px", "means of the images' own figures", "MATLAB's imresize"):
+        assert said in stored["protocol"]
     assert set(stored["id_shuffle_cost"]) == {"photo", "flat"}
     assert len(stored["images"]) == len(methods) * sum(r["images"] for r in stored["rows"][:: len(methods)])
     assert "untrained-feature distance" in text
@@ -57,6 +63,71 @@ def test_a_codec_has_only_its_own_round_trip(tiny_codec_run: Path) -> None:
     assert [row["method"] for row in values["rows"]] == ["codec(hr)", "hr"] * 2
     assert values["id_shuffle_cost"] == {}
     assert "Id-shuffle" not in text
+
+
+def test_the_released_network_reaches_its_published_figures(shared: Path) -> None:
+    """README of the data: 36.142 dB, .9518 with a border of 2; per image, BasicSR's figures lie beside its outputs."""
+    released = str(shared / "weights" / "rt4ksr" / "rt4ksr_x2.pth")
+    text, values = evaluate(released, str(shared / "set5"), ["trainer.threads=1"])
+    rows = {row["method"]: row["values"] for row in values["rows"]}
+    assert list(rows) == ["bicubic", "rt4ksr", "hr"]
+    assert list(rows["rt4ksr"]) == ["psnr_rgb", "ssim_rgb", "psnr_y", "ssim_y", "perceptual", "color_error"]
+    assert rows["rt4ksr"]["psnr_y"] == pytest.approx(36.142, abs=0.005)
+    assert rows["rt4ksr"]["ssim_y"] == pytest.approx(0.9518, abs=0.0002)
+    assert rows["bicubic"]["psnr_y"] == pytest.approx(33.66, abs=0.03), "on RGB, where the papers have Y alone"
+    records = json.loads((shared / "rt4ksr_ref" / "metrics_Set5_x2.json").read_text())
+    reference = {Path(record["image"]).stem: record["rep"] for record in records if "image" in record}
+    for score in values["images"]:
+        if score["method"] == "rt4ksr":
+            expected = reference[score["image"]]
+            for name, close in (("psnr_rgb", 2e-3), ("ssim_rgb", 2e-5), ("psnr_y", 2e-3), ("ssim_y", 2e-5)):
+                assert score["values"][name] == pytest.approx(expected[f"{name}_c2"], abs=close), score["image"]
+    assert "border of 2 px" in text
+    assert "lr as given" in text
+    assert "fp32" in text
+    assert "36.142" in text
+
+
+def test_the_border_can_be_given(tiny_cnn_run: Path, tmp_path: Path) -> None:
+    hr = torch.rand(3, 40, 48, generator=torch.Generator().manual_seed(0))
+    write_image(tmp_path / "HR" / "a.png", hr)
+    write_image(tmp_path / "LR" / "a.png", hr[:, ::2, ::2])
+    found = {}
+    for border in (None, 2, 9):
+        text, values = evaluate(checkpoint(tiny_cnn_run), str(tmp_path), [], crop_border=border)
+        found[border] = [row["values"]["psnr_rgb"] for row in values["rows"]]
+        assert f"border of {border or 2} px" in text
+    assert found[None] == found[2], "the scale, unless given"
+    assert found[9] != found[2]
+
+
+def test_results_of_one_test_set_leave_those_of_another_alone(
+    tiny_cnn_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place, seed in (("one/set", 0), ("two/set", 1)):
+        hr = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed))
+        write_image(tmp_path / place / "a.png", hr)
+    shutil.copy(checkpoint(tiny_cnn_run), "copy.ckpt")
+
+    def run(ckpt: str, data: str) -> Path:
+        monkeypatch.setattr(sys, "argv", ["evaluate", ckpt, data])
+        main()
+        printed = capsys.readouterr().out.splitlines()
+        assert [Path(line).name for line in printed[-2:]] == ["results.md", "results.json"]
+        assert all(Path(line).is_file() for line in printed[-2:])
+        return Path(printed[-1]).parent
+
+    first = run("copy.ckpt", "one/set")
+    assert first == Path("runs/evaluate/copy/set")
+    second = run("copy.ckpt", "two/set")
+    assert second.parent == first.parent
+    assert second.name.startswith("set-")
+    assert run("copy.ckpt", "one/set") == first, "the same images again"
+    names = {json.loads((folder / "results.json").read_text())["data"] for folder in (first, second)}
+    assert names == {"one/set", "two/set"}
+    of_run = run(checkpoint(tiny_cnn_run), "one/set")
+    assert of_run.resolve() == (tiny_cnn_run / "evaluate" / "set").resolve()
 
 
 @pytest.fixture
@@ -98,6 +169,8 @@ def test_a_students_references_know_no_adapters(tiny_lora_run: Path, tiny_codec_
         (["missing.ckpt", "bundled"], "CKPT=missing.ckpt: no such file"),
         (["{ckpt}", "nowhere"], "DATA=nowhere is no folder"),
         (["{ckpt}", "bundled", "data.degradation=none"], "data.degradation"),
+        (["{ckpt}", "bundled", "--crop-border", "-1"], "--crop-border -1"),
+        (["{ckpt}", "bundled", "--crop", "0"], "--crop 0"),
     ],
 )
 def test_wrong_input_ends_in_one_sentence(

@@ -1,28 +1,31 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from datamodules.benchmarks import BenchmarkImage
 from experiments.checkpoints import load_system
 from experiments.measure import (
+    STUDENT,
     Score,
     as_written,
-    codec_round_trip,
-    markdown_table,
+    bicubic,
     measure,
-    reference_methods,
-    shuffle_cost,
+    real_time_methods,
     shuffled_method,
     standard_metrics,
     student_method,
-    summarise,
+    student_methods,
 )
 from experiments.schema import PerceptualOptions
+from experiments.tables import markdown_table, shuffle_cost, summarise
+from lightning_modules.networks.rt4ksr_folded import FoldedRT4KSR
 from lightning_modules.one_step_flux import OneStepFlux
-from lightning_modules.super_resolution import resize_up
+from lightning_modules.real_time_cnn import RealTimeCnn
 
 FP32 = torch.autocast("cpu", enabled=False)
 
@@ -39,19 +42,32 @@ def student(tiny_student_run: Path) -> OneStepFlux:
     return system
 
 
+def chosen(*names: str) -> list[Score]:
+    return [metric for metric in standard_metrics(PerceptualOptions(), 4, period=32) if metric.name in names]
+
+
+def test_the_columns_of_systems_with_and_without_a_token_grid() -> None:
+    fidelity = ["PSNR", "SSIM", "PSNR-Y", "SSIM-Y", "untrained-feature distance"]
+    on_grid = ["periodicity", "comb 1/32", "comb 1/16", "comb 1/8"]
+    metrics = {period: standard_metrics(PerceptualOptions(), 4, period) for period in (32, None)}
+    assert [metric.heading for metric in metrics[32]] == [*fidelity, *on_grid, "colour"]
+    assert [metric.heading for metric in metrics[None]] == [*fidelity, "colour"]
+
+
 def test_psnr_of_a_known_error_and_infinite_for_hr() -> None:
-    metrics = standard_metrics(PerceptualOptions(), crop_border=4, period=32)[:2]
+    metrics = chosen("psnr_y", "psnr_rgb")
     grey = torch.full((3, 64, 64), 128 / 255)
     one = BenchmarkImage("grey", "photo", grey[:, :16, :16], grey)
     methods = {"brighter": lambda lr, hr: hr + 4 / 255, "hr": lambda lr, hr: hr}
     brighter, hr = (s.values for s in measure(methods, [one], metrics, FP32))
     # Y spans 219 of 255 steps: an error of 4 in each colour is one of 4 * 219 / 255 in Y
     assert brighter["psnr_y"] == pytest.approx(20 * math.log10(255 / (4 * 219 / 255)), abs=1e-3)
-    assert hr["psnr_y"] == math.inf
+    assert brighter["psnr_rgb"] == pytest.approx(20 * math.log10(255 / 4), abs=1e-3)
+    assert hr["psnr_y"] == hr["psnr_rgb"] == math.inf
 
 
 def test_border_is_left_out() -> None:
-    metrics = standard_metrics(PerceptualOptions(), crop_border=4, period=32)[:1]
+    metrics = chosen("psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb")
 
     def broken_border(lr: Tensor, hr: Tensor) -> Tensor:
         sr = torch.zeros_like(hr)
@@ -59,7 +75,9 @@ def test_border_is_left_out() -> None:
         return sr
 
     (scores,) = measure({"border": broken_border}, [image("a", "photo", 32)], metrics, FP32)
-    assert scores.values["psnr_y"] == math.inf
+    assert scores.values["psnr_y"] == scores.values["psnr_rgb"] == math.inf
+    assert scores.values["ssim_y"] == pytest.approx(1)
+    assert scores.values["ssim_rgb"] == pytest.approx(1)
 
 
 def test_images_are_rounded_as_written_files_are() -> None:
@@ -69,11 +87,12 @@ def test_images_are_rounded_as_written_files_are() -> None:
 
 def test_small_images_have_empty_cells() -> None:
     metrics = standard_metrics(PerceptualOptions(), crop_border=4, period=32)
-    methods = {"bicubic": lambda lr, hr: resize_up(lr, (hr.shape[-2], hr.shape[-1]))}
-    rows = summarise(measure(methods, [image("s", "photo", 16), image("m", "flat", 80)], metrics, FP32), metrics)
+    rows = summarise(
+        measure({"bicubic": bicubic}, [image("s", "photo", 16), image("m", "flat", 80)], metrics, FP32), metrics
+    )
     small, middle = rows
     assert small.values["psnr_y"] is not None
-    empty = {"ssim_y", "perceptual", "periodicity", "comb_32", "comb_16", "comb_8"}
+    empty = {"ssim_y", "ssim_rgb", "perceptual", "periodicity", "comb_32", "comb_16", "comb_8"}
     assert {name for name, value in small.values.items() if value is None} == empty
     assert {name for name, value in middle.values.items() if value is None} == {"periodicity"}
     assert " - |" in markdown_table(rows, metrics)
@@ -85,46 +104,44 @@ def test_every_metric_takes_its_smallest_image() -> None:
         assert metric.score(hr, hr).shape == (1,), metric.name
 
 
-def test_mean_and_median_over_a_group() -> None:
-    level = [0.0, 0.1, 0.8]
-    images = [BenchmarkImage(str(v), "photo", torch.full((3, 2, 2), v), torch.full((3, 8, 8), v)) for v in level]
-    metrics = [
-        Score("mean", "mean", lambda sr, hr: sr.mean(dim=(1, 2, 3))),
-        Score("median", "median", lambda sr, hr: sr.mean(dim=(1, 2, 3)), median=True),
-    ]
-    (row,) = summarise(measure({"hr": lambda lr, hr: hr}, images, metrics, FP32), metrics)
-    assert row.images == 3
-    assert row.values["mean"] == pytest.approx(sum(round(v * 255) for v in level) / 3 / 255)
-    assert row.values["median"] == pytest.approx(26 / 255)
-
-
-def test_rows_keep_groups_together() -> None:
-    metrics = standard_metrics(PerceptualOptions(), crop_border=4, period=32)[:1]
-    methods = {"a": lambda lr, hr: hr, "b": lambda lr, hr: hr}
-    images = [image("1", "photo", 32), image("2", "flat", 32), image("3", "photo", 32)]
-    rows = summarise(measure(methods, images, metrics, FP32), metrics)
-    assert [(r.group, r.method, r.images) for r in rows] == [
-        ("photo", "a", 2),
-        ("photo", "b", 2),
-        ("flat", "a", 1),
-        ("flat", "b", 1),
-    ]
-
-
 def test_methods_take_any_size_and_match_the_student(student: OneStepFlux) -> None:
     lr = torch.rand(1, 3, 9, 13, generator=torch.Generator().manual_seed(0))
     hr = torch.rand(1, 3, 36, 52)
     with torch.inference_mode():
-        for name, method in reference_methods(codec_round_trip(student.codec)).items():
+        for name, method in student_methods({STUDENT: student}).items():
             assert method(lr, hr).shape == hr.shape, name
         torch.testing.assert_close(student_method(student)(lr, hr), student.upscale(lr), atol=1e-5, rtol=0)
         # what a student does to hr's content is nothing: it sees lr alone
         assert torch.equal(student_method(student)(lr, hr), student_method(student)(lr, hr * 0))
 
 
+def test_bicubic_is_pillows_at_the_same_size() -> None:
+    """Pillow has the same cubic, but rounds in between and at the border leaves out what imresize mirrors."""
+    levels = torch.randint(70, 186, (12, 17), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    expected = np.array(Image.fromarray(levels.numpy()).resize((51, 36), Image.Resampling.BICUBIC))
+    lr = levels[None, None].expand(1, 3, -1, -1) / 255
+    sr = bicubic(lr, torch.zeros(1, 3, 36, 51))
+    assert sr.shape == (1, 3, 36, 51)
+    found = (as_written(sr) * 255).round()[0, 1, 6:-6, 6:-6].numpy()
+    assert np.abs(found - expected[6:-6, 6:-6]).max() <= 1
+    assert (found != expected[6:-6, 6:-6]).mean() < 0.25
+
+
+def test_a_network_is_measured_in_its_folded_form(tiny_cnn_run: Path) -> None:
+    system, _ = load_system(tiny_cnn_run / "checkpoints" / "last.ckpt")
+    assert isinstance(system, RealTimeCnn)
+    lr, hr = torch.rand(1, 3, 11, 15, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 3, 22, 30)
+    with torch.inference_mode():
+        trained = system.restore(lr)
+        methods = real_time_methods(system)
+        assert list(methods) == ["bicubic", "rt4ksr", "hr"]
+        assert isinstance(system.network, FoldedRT4KSR)
+        torch.testing.assert_close(methods["rt4ksr"](lr, hr), trained, atol=1e-4, rtol=0)
+
+
 def test_shuffle_cost_shows_a_student_that_uses_positions(student: OneStepFlux) -> None:
     methods = {"student": student_method(student), "student, ids shuffled": shuffled_method(student, seed=0)}
-    metrics = standard_metrics(PerceptualOptions(), crop_border=4, period=32)[:3]
+    metrics = chosen("psnr_y", "perceptual")
     weight = student.transformer.proj_out.weight
     before = weight.detach().clone()
     one = [image("a", "photo", 96)]
