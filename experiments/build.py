@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from datamodules.randomness import generator_for
+from datamodules.sampling import CropDataset
 from datamodules.sr4k import SR4KDataModule
 from experiments.checks import period_of, size_unit
 from experiments.schema import (
@@ -19,6 +20,7 @@ from experiments.schema import (
     OneStepFlux,
     OptimizerOptions,
     PerceptualOptions,
+    RealTimeCnn,
     TransformerOptions,
 )
 from lightning_modules.adversarial_training import Manual
@@ -33,12 +35,15 @@ from lightning_modules.networks.flux import build_flux, load_flux
 from lightning_modules.networks.lora import add_encoder_lora, add_transformer_lora
 from lightning_modules.networks.prompt import read_prompt
 from lightning_modules.networks.rope import use_rope
+from lightning_modules.networks.rt4ksr import RT4KSR, size_of
+from lightning_modules.networks.rt4ksr_steps import STEP_BLOCKS, RT4KSRStep
 from lightning_modules.networks.small_codec import PATCH, SmallF16Codec
 from lightning_modules.one_step_flux import OneStepFlux as OneStepFluxModule
+from lightning_modules.real_time_cnn import RealTimeCnn as RealTimeCnnModule
 from lightning_modules.super_resolution import AdamWSchedule, SuperResolution
 from losses.backbone import FrozenBackbone
 from losses.dists import BackboneDistance
-from losses.fidelity import L1, L2, ColorError, PsnrY, SsimY
+from losses.fidelity import L1, L2, ColorError, PsnrRgb, PsnrY, SsimRgb, SsimY
 from losses.high_frequency import HighFrequencyLoss
 from losses.per_image import PerImageLoss
 from losses.perceptual import Lpips, PerceptualDistance, RandomFeatureDistance
@@ -47,8 +52,11 @@ from losses.texture import TextureLoss
 from losses.wavelet import WaveletLoss
 from losses.weighted_sum import WeightedSum
 
-METRICS = ("psnr_y", "ssim_y", "perceptual", "periodicity", "comb_32", "comb_16", "comb_8", "color_error")
-"""Validation metrics, logged as val/<name>; `perceptual` is what `perceptual_of` gives."""
+CODEC_METRICS = ("psnr_y", "ssim_y", "perceptual", "periodicity", "comb_32", "comb_16", "comb_8", "color_error")
+"""Validation metrics of systems on a codec, logged as val/<name>; `perceptual` is what `perceptual_of` gives."""
+
+CNN_METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "perceptual", "color_error")
+"""The same of RT4KSR, by the protocol of `make evaluate`: rounded to 8 bits, without a border of the scale."""
 
 COMB_PITCHES = (32, 16, 8)
 
@@ -65,6 +73,7 @@ def build_data(options: Experiment) -> SR4KDataModule:
         workers=data.workers,
         seed=options.seed,
         crops_per_image=data.crops_per_image,
+        crops_per_decode=data.crops_per_decode,
         procedural_share=data.procedural_share,
         val_crop=data.val_crop,
         val_count=data.val_count,
@@ -85,6 +94,8 @@ def build_system(options: Experiment) -> SuperResolution:
             return build_autoencoder(options)
         if isinstance(options, F16Decoder):
             return build_f16_decoder(options)
+        if isinstance(options, RealTimeCnn):
+            return build_real_time_cnn(options)
     raise ValueError(f"system={options.system}: no such system")
 
 
@@ -191,6 +202,43 @@ def build_f16_decoder(options: F16Decoder) -> F16DecoderModule:
     )
 
 
+def build_real_time_cnn(options: RealTimeCnn) -> RealTimeCnnModule:
+    return RealTimeCnnModule(
+        network=build_network(options),
+        scale=options.data.scale,
+        losses=build_losses(options, period_of(options)),
+        metrics=build_cnn_metrics(options),
+        schedule=build_schedule(options.optimizer, options.trainer.steps),
+        adversary=build_adversary(options),
+        optimisation=build_optimisation(options),
+    )
+
+
+def build_network(options: RealTimeCnn) -> RT4KSR | RT4KSRStep:
+    network = options.network
+    blocks, channels = size_of(network.variant)
+    if network.block in STEP_BLOCKS:
+        return RT4KSRStep(
+            scale=options.data.scale,
+            channels=network.channels or channels,
+            blocks=network.blocks or blocks,
+            hf_branch=network.hf_branch,
+            extraction=network.extraction,
+            features=network.features,
+            block=network.block,
+            shared_head=network.shared_head,
+        )
+    return RT4KSR(
+        scale=options.data.scale,
+        channels=network.channels or channels,
+        blocks=network.blocks or blocks,
+        hf_branch=network.hf_branch,
+        extraction=network.extraction,
+        block=network.block,
+        online=network.online_folding,
+    )
+
+
 def build_adversary(options: Experiment) -> Adversary | None:
     """The discriminator and its loss, where the adversarial term has a weight."""
     chosen, weight = options.adversary, options.losses.adversarial.weight
@@ -228,6 +276,9 @@ def build_schedule(optimizer: OptimizerOptions, steps: int) -> AdamWSchedule:
         decay_share=optimizer.decay_share,
         final_factor=optimizer.final_factor,
         steps=steps,
+        decay=optimizer.decay,
+        step_share=optimizer.step_share,
+        step_factor=optimizer.step_factor,
     )
 
 
@@ -255,7 +306,7 @@ def build_losses(options: Experiment, period: int) -> WeightedSum:
 
 
 def build_metrics(perceptual: PerceptualOptions, period: int) -> dict[str, Metric]:
-    """Validation metrics by the names in METRICS; periodicity and comb ratio keep their own constants in every arm."""
+    """Metrics by the names in CODEC_METRICS; periodicity and comb ratio keep their own constants in every arm."""
     return {
         "psnr_y": PsnrY(),
         "ssim_y": SsimY(),
@@ -264,6 +315,24 @@ def build_metrics(perceptual: PerceptualOptions, period: int) -> dict[str, Metri
         **{f"comb_{pitch}": CombRatio(pitch) for pitch in COMB_PITCHES},
         "color_error": ColorError(),
     }
+
+
+def build_cnn_metrics(options: RealTimeCnn) -> dict[str, Metric]:
+    """Validation metrics by the names in CNN_METRICS."""
+    border = options.data.scale
+    return {
+        "psnr_y": PsnrY(border, round_to_8bit=True),
+        "ssim_y": SsimY(border, round_to_8bit=True),
+        "psnr_rgb": PsnrRgb(border, round_to_8bit=True),
+        "ssim_rgb": SsimRgb(border, round_to_8bit=True),
+        "perceptual": PerceptualDistance(perceptual_of(options.perceptual)),
+        "color_error": ColorError(),
+    }
+
+
+def metric_names(options: Experiment) -> tuple[str, ...]:
+    """Names of an experiment's validation metrics."""
+    return CNN_METRICS if isinstance(options, RealTimeCnn) else CODEC_METRICS
 
 
 def perceptual_of(options: PerceptualOptions) -> PerImageLoss:
@@ -283,11 +352,24 @@ def random_features() -> RandomFeatureDistance:
     return RandomFeatureDistance(generator_for((0,), "random features"))
 
 
-def pca_patches(data: SR4KDataModule, crops: int) -> torch.Tensor:
-    """Patches (N,3,16,16) in [-1,1] of the first training crops, for the codec's linear path."""
+def start_crops(data: SR4KDataModule, crops: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """lr and hr of the first training crops, (N,3,h,w) and (N,3,H,W), for a network's linear start."""
+    items = [training_set(data)[number] for number in range(crops)]
+    batch = {name: torch.stack([item[name] for item in items]) for name in ("hr", "key")}
+    batch = data.on_after_batch_transfer(batch, 0)
+    return batch["lr"], batch["hr"]
+
+
+def training_set(data: SR4KDataModule) -> CropDataset:
+    """The data module's training crops."""
     data.setup("fit")
     if data.train_set is None:
         raise RuntimeError("the data module has no training set after setup('fit')")
-    images = torch.stack([data.train_set[number]["hr"] for number in range(crops)]) * 2 - 1
+    return data.train_set
+
+
+def pca_patches(data: SR4KDataModule, crops: int) -> torch.Tensor:
+    """Patches (N,3,16,16) in [-1,1] of the first training crops, for the codec's linear path."""
+    images = torch.stack([training_set(data)[number]["hr"] for number in range(crops)]) * 2 - 1
     tiles = images.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH)
     return tiles.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, PATCH, PATCH)

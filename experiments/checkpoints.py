@@ -13,8 +13,17 @@ from omegaconf import OmegaConf
 from callbacks.ema import averaged_weights
 from experiments.build import build_system
 from experiments.options import from_yaml
+from experiments.released import converted
 from experiments.schema import Experiment, LossOptions
-from lightning_modules.super_resolution import SuperResolution, check_base, check_trainable, without_adversary
+from lightning_modules.networks.rt4ksr_released import is_released
+from lightning_modules.super_resolution import (
+    BASE_FINGERPRINT,
+    SuperResolution,
+    check_base,
+    check_trainable,
+    fingerprint,
+    without_adversary,
+)
 
 OPTIONS_KEY = "options_yaml"
 NOT_OF_TRAINING = (
@@ -50,7 +59,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | Path, variable: str = "CKPT") -> dict[str, Any]:
-    """A checkpoint's contents, on the CPU, nothing of it executed.
+    """A checkpoint's contents on the CPU, nothing of it executed; a released RT4KSR file comes in this project's form.
 
     FileNotFoundError or ValueError name the file, what is wrong with it, and the make variable to change.
     """
@@ -60,6 +69,9 @@ def read_checkpoint(path: str | Path, variable: str = "CKPT") -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(f"{variable}={path}: not a readable checkpoint ({type(error).__name__})") from error
+    if isinstance(checkpoint, dict) and OPTIONS_KEY not in checkpoint and is_released(checkpoint):
+        options_yaml, weights = converted(checkpoint, path, variable)
+        return {OPTIONS_KEY: options_yaml, "state_dict": weights, BASE_FINGERPRINT: fingerprint([], {})}
     if not isinstance(checkpoint, dict) or OPTIONS_KEY not in checkpoint:
         found = ", ".join(map(str, list(checkpoint)[:5])) if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise ValueError(f"{variable}={path}: not a checkpoint of this project; it holds {found}, but no {OPTIONS_KEY}")

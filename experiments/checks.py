@@ -8,11 +8,25 @@ from typing import Any
 import torch
 
 from datamodules.degradations.pipeline import PRESETS
-from experiments.schema import Autoencoder, Experiment, F16Decoder, LatentFlow, LossOptions, OneStepFlux
+from datamodules.pairs import has_pairs
+from experiments.schema import (
+    Autoencoder,
+    CodecExperiment,
+    Experiment,
+    F16Decoder,
+    LatentFlow,
+    LossOptions,
+    NetworkOptions,
+    OneStepFlux,
+    RealTimeCnn,
+)
 from lightning_modules.color_fix import COLOR_FIXES
 from lightning_modules.networks.codec import LAYOUTS, codec_cell
 from lightning_modules.networks.flux import TOKEN_CELLS
 from lightning_modules.networks.rope import VARIANTS
+from lightning_modules.networks.rt4ksr import BLOCKS, EXTRACTIONS, SCALES, UNSHUFFLE
+from lightning_modules.networks.rt4ksr import VARIANTS as NETWORK_VARIANTS
+from lightning_modules.networks.rt4ksr_steps import FEATURES, STEP_BLOCKS
 from lightning_modules.networks.small_codec import PATCH
 from losses.adversarial import KINDS
 from losses.periodicity import smallest_side
@@ -56,6 +70,7 @@ RULES: dict[str, Rule] = {
     "data.batch_size": POSITIVE,
     "data.workers": NOT_NEGATIVE,
     "data.crops_per_image": POSITIVE,
+    "data.crops_per_decode": POSITIVE,
     "data.procedural_share": SHARE,
     "data.val_count": POSITIVE,
     "data.val_batch_size": POSITIVE,
@@ -84,7 +99,10 @@ RULES: dict[str, Rule] = {
     "optimizer.betas": BETAS,
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.warmup_steps": NOT_NEGATIVE,
+    "optimizer.decay": _one_of("linear", "cosine", "steps"),
     "optimizer.decay_share": SHARE,
+    "optimizer.step_share": ("a value above 0, at most 1", lambda value: 0 < value <= 1),
+    "optimizer.step_factor": ("a value above 0, at most 1", lambda value: 0 < value <= 1),
     "optimizer.final_factor": SHARE,
     "ema.decay": BELOW_ONE,
     "trainer.steps": POSITIVE,
@@ -94,7 +112,7 @@ RULES: dict[str, Rule] = {
     "trainer.precision": _one_of("auto", "32-true", "bf16-mixed"),
     "trainer.threads": NOT_NEGATIVE,
     "trainer.accumulate": POSITIVE,
-    "trainer.clip": POSITIVE,
+    "trainer.clip": NOT_NEGATIVE,
     "trainer.validate_every": POSITIVE,
     "trainer.checkpoint_every": POSITIVE,
     "trainer.log_every": POSITIVE,
@@ -133,15 +151,28 @@ SYSTEM_RULES: dict[type[Experiment], dict[str, Rule]] = {
     LatentFlow: {**TRANSFORMER_RULES, "flow.sigma": NOISE_LEVEL, "flow.logit_std": NOT_NEGATIVE},
     Autoencoder: CODEC_RULES,
     F16Decoder: {"codec.layout": _one_of("f16"), "decoder_training.scale_consistency": NOT_NEGATIVE},
+    RealTimeCnn: {
+        "data.scale": _one_of(*SCALES),
+        "network.variant": _one_of(*NETWORK_VARIANTS),
+        "network.blocks": NOT_NEGATIVE,
+        "network.channels": NOT_NEGATIVE,
+        "network.extraction": _one_of(*EXTRACTIONS),
+        "network.block": _one_of(*BLOCKS, *STEP_BLOCKS),
+        "network.features": _one_of(*FEATURES),
+        "network.start": _one_of("random", "linear"),
+        "network.start_crops": POSITIVE,
+    },
 }
 
 
 def size_unit(options: Experiment) -> int:
-    """Pixels of which image sides are a multiple: a token's pitch for systems on Flux, a cell's for codecs."""
+    """Pixels of which hr's sides are a multiple: a token's pitch on Flux, a codec's cell, RT4KSR's two pixels of lr."""
+    if not isinstance(options, CodecExperiment):
+        return UNSHUFFLE * options.data.scale
     return cell_of(options) * (TOKEN_CELLS if isinstance(options, OneStepFlux | LatentFlow) else 1)
 
 
-def cell_of(options: Experiment) -> int:
+def cell_of(options: CodecExperiment) -> int:
     """Pixels per latent cell of the codec that the options name; the small codec's where it is trained or missing."""
     if isinstance(options, Autoencoder) or not options.codec.path:
         return PATCH
@@ -172,7 +203,7 @@ def _sizes(options: Experiment) -> Iterator[str]:
             yield f"{key}={side}: expected a multiple of the model's size unit {unit} and of data.scale={data.scale}"
     period, term = period_of(options), options.losses.periodicity
     needed = smallest_side(period)
-    if data.val_crop < needed:
+    if isinstance(options, CodecExperiment) and data.val_crop < needed:
         yield f"data.val_crop={data.val_crop}: the metric val/periodicity needs crops of at least {needed} px"
     needed = smallest_side(period, term.lags, term.quadrants, term.highpass)
     if term.weight > 0 and data.crop < needed:
@@ -183,24 +214,34 @@ def _combinations(options: Experiment) -> Iterator[str]:
     data, trainer = options.data, options.trainer
     if data.batch_size % max(trainer.devices, 1):
         yield f"data.batch_size={data.batch_size}: expected a multiple of trainer.devices={trainer.devices}"
-    if data.val_count < trainer.devices:
+    if data.crops_per_image % max(data.crops_per_decode, 1):
+        expected = f"expected a divisor of data.crops_per_image={data.crops_per_image}"
+        yield f"data.crops_per_decode={data.crops_per_decode}: {expected}"
+    paired = has_pairs(data.val)
+    if paired and not isinstance(options, RealTimeCnn):
+        expected = "expected the folder of the HR images alone"
+        yield f"data.val={data.val}: pairs of images, which system={options.system} cannot validate on; {expected}"
+    if not paired and data.val_count < trainer.devices:
         yield f"data.val_count={data.val_count}: expected at least trainer.devices={trainer.devices}, a crop for each"
     if trainer.accelerator == "gpu" and not torch.cuda.is_available():
         yield "trainer.accelerator=gpu: torch finds no GPU here; expected cpu or auto"
     if options.losses.lpips.weight > 0 and not options.perceptual.backbone:
         yield "losses.lpips.weight is above 0, but perceptual.backbone names no file with trained weights"
     yield from _losses(options)
-    yield from _adapters(options)
+    if isinstance(options, CodecExperiment):
+        yield from _adapters(options)
     if isinstance(options, OneStepFlux | LatentFlow):
         yield from _transformer(options)
-    if not isinstance(options, Autoencoder):
+    if isinstance(options, RealTimeCnn):
+        yield from _network(options.network)
+    if isinstance(options, CodecExperiment) and not isinstance(options, Autoencoder):
         try:
             codec_cell(options.codec.path, options.codec.layout)
         except (ValueError, OSError) as error:
             yield str(error)
 
 
-def _adapters(options: Experiment) -> Iterator[str]:
+def _adapters(options: CodecExperiment) -> Iterator[str]:
     """Adapters where nothing adds them, and an adversary that needs a layer which adapters leave frozen."""
     codec, student = options.codec.lora.rank, isinstance(options, OneStepFlux)
     if codec and not student:
@@ -231,6 +272,19 @@ def _transformer(options: OneStepFlux | LatentFlow) -> Iterator[str]:
         yield f"transformer.rope.theta={options.transformer.rope.theta}: expected a value above 1 for yarn"
 
 
+def _network(network: NetworkOptions) -> Iterator[str]:
+    """Options of table 1's networks beside a block of RT4KSR, and a start that needs its norms."""
+    if network.start == "linear" and network.block != "layer_norm":
+        yield f"network.start=linear with network.block={network.block}: expected block layer_norm, or start random"
+    if network.block not in BLOCKS:
+        return
+    expected = f"with network.block={network.block}, which is RT4KSR's; expected block conv or nafnet, or"
+    if network.features != "full":
+        yield f"network.features={network.features} {expected} full"
+    if network.shared_head:
+        yield f"network.shared_head=true {expected} false"
+
+
 def _losses(options: Experiment) -> Iterator[str]:
     """Losses that nothing trains with, and none at all."""
     weights = {name: term.weight for name, term in vars(options.losses).items()}
@@ -253,5 +307,7 @@ def has_bf16_base(options: Experiment) -> bool:
 
 
 def period_of(options: Experiment) -> int:
-    """L_AP's period in px: as given, or the pitch of the tokens on the codec in use."""
+    """L_AP's period in px: as given, or the pitch of the tokens on the codec in use, of RT4KSR's cells."""
+    if not isinstance(options, CodecExperiment):
+        return options.losses.periodicity.period or size_unit(options)
     return options.losses.periodicity.period or cell_of(options) * TOKEN_CELLS

@@ -76,7 +76,8 @@ def system_of(experiment: str | Path) -> str:
 
 def shipped_experiments() -> list[str]:
     """Names of the experiments in this folder, as `EXP=` takes them."""
-    return sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.glob("*/*.yaml"))
+    paths = (path for path in FOLDER.glob("*/*.yaml") if path.parent.name != "studies")
+    return sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in paths)
 
 
 def to_yaml(options: Experiment) -> str:

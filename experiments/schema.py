@@ -14,7 +14,7 @@ class DataOptions:
     train: str = "bundled"
     """Folder of training images (searched recursively), or "bundled" for scikit-image's photographs."""
     val: str = "bundled"
-    """Folder of held-out images for validation, or "bundled"."""
+    """Folder of held-out images for validation, or "bundled"; with HR/ and LR/ inside (RT4KSR only) its pairs."""
     scale: int = 4
     """Upscaling factor from lr to hr."""
     crop: int = 256
@@ -25,16 +25,19 @@ class DataOptions:
     """Data loader processes per rank."""
     crops_per_image: int = 16
     """Crops taken from each image in one pass over the data."""
+    crops_per_decode: int = 1
+    """Crops of an image that follow one another, so that it is decoded once for all; a divisor of crops_per_image."""
     procedural_share: float = 0.25
     """Share of the training samples that are procedural images instead of crops of photographs, 0-1."""
     val_crop: int = 256
-    """Side of the square validation crops in px."""
+    """Side of the square validation crops in px; of whole pairs, of the centre that the panels show."""
     val_count: int = 6
-    """Number of fixed validation crops."""
+    """Number of fixed validation crops; pairs are all used."""
     val_batch_size: int = 1
     """Validation crops per batch and rank."""
     degradation: str = "omgsr"
-    """Preset that makes lr from hr: real_esrgan, omgsr (milder), bicubic (MATLAB's rule) or none (scale 1)."""
+    """Preset that makes lr from hr: real_esrgan, omgsr (milder), bicubic (MATLAB's rule), ntire (that, then JPEG of
+    quality 90) or none (scale 1)."""
 
 
 @dataclass
@@ -112,6 +115,32 @@ class StudentOptions:
     """Deviation of the seeded noise added to the lr image's latent, in units of the latent's own (ours; OMGSR: 0)."""
     color_fix: str = "none"
     """Whose colours the result has: none (its own), adain or wavelet (those of lr); at inference alone."""
+
+
+@dataclass
+class NetworkOptions:
+    variant: str = "S"
+    """Blocks and channels by the paper's name: XXS, XS, S, M, L, XL, XXL or XXXL (table 3b)."""
+    blocks: int = 0
+    """Blocks of the body; 0: the variant's."""
+    channels: int = 0
+    """Channels; 0: the variant's."""
+    hf_branch: bool = True
+    """Add the refined high frequencies of lr to the deep features (the paper); false as in the released weights."""
+    extraction: str = "gaussian"
+    """What is taken from lr to leave its high frequencies: gaussian or down_up (table 2a)."""
+    block: str = "layer_norm"
+    """Basic block: layer_norm, plain or residual of RT4KSR (table 2b); conv or nafnet of those before it (table 1)."""
+    features: str = "full"
+    """Where the body of conv and nafnet works: full, down_up, unshuffle or squeeze (table 1)."""
+    shared_head: bool = False
+    """For conv and nafnet: one first convolution for lr and its high frequencies, as in RT4KSR and table 1's row b."""
+    start: str = "random"
+    """Weights to start from: random, as in the paper, or linear, a filter by least squares (ours), above bicubic."""
+    start_crops: int = 64
+    """Training crops for that filter."""
+    online_folding: bool = True
+    """Train each RRB as the one convolution it folds to (ours): the same function and gradients, 2.5 times faster."""
 
 
 @dataclass
@@ -223,17 +252,23 @@ class LossOptions:
 @dataclass
 class OptimizerOptions:
     learning_rate: float = 5e-4
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW, which is Adam at weight_decay=0."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
     """AdamW's decay rates of the first and second moment."""
     weight_decay: float = 1e-4
     """AdamW's weight decay."""
     warmup_steps: int = 30
     """Steps of linear warm-up."""
+    decay: str = "linear"
+    """How the learning rate falls: linear or cosine at the run's end, or steps along the whole run."""
     decay_share: float = 0.4
-    """Last share of the run over which the learning rate falls linearly, 0-1."""
+    """Last share of the run over which a linear or cosine decay falls, 0-1."""
     final_factor: float = 0.05
-    """Learning rate at the end of the run, as a factor of the peak."""
+    """Learning rate at the end of a linear or cosine decay, as a factor of the peak."""
+    step_share: float = 0.2
+    """Share of the run after which decay=steps lowers the learning rate, each time anew (RT4KSR: 20 of 100 epochs)."""
+    step_factor: float = 0.5
+    """What the learning rate is multiplied by then."""
 
 
 @dataclass
@@ -259,7 +294,7 @@ class TrainerOptions:
     accumulate: int = 1
     """Batches whose gradients are added up before an optimiser step."""
     clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; 0: not limited."""
     validate_every: int = 100
     """Optimiser steps between validations."""
     checkpoint_every: int = 100
@@ -273,7 +308,7 @@ class TrainerOptions:
 @dataclass
 class Experiment:
     system: str = MISSING
-    """one_step_flux, latent_flow, autoencoder or f16_decoder."""
+    """one_step_flux, latent_flow, autoencoder, f16_decoder or real_time_cnn."""
     name: str = MISSING
     """Name of the run's folder under `runs`; a file's own path under experiments/ unless given."""
     runs: str = "runs"
@@ -281,7 +316,6 @@ class Experiment:
     seed: int = 0
     """Seed of weights, data order, crops and degradations."""
     data: DataOptions = field(default_factory=DataOptions)
-    codec: CodecOptions = field(default_factory=CodecOptions)
     perceptual: PerceptualOptions = field(default_factory=PerceptualOptions)
     dists: DistsOptions = field(default_factory=DistsOptions)
     adversary: AdversaryOptions = field(default_factory=AdversaryOptions)
@@ -292,7 +326,12 @@ class Experiment:
 
 
 @dataclass
-class OneStepFlux(Experiment):
+class CodecExperiment(Experiment):
+    codec: CodecOptions = field(default_factory=CodecOptions)
+
+
+@dataclass
+class OneStepFlux(CodecExperiment):
     """OP4KSR's student: a one-step Flux between the encoder and the frozen decoder of an F16 codec."""
 
     transformer: TransformerOptions = field(default_factory=TransformerOptions)
@@ -300,7 +339,7 @@ class OneStepFlux(Experiment):
 
 
 @dataclass
-class LatentFlow(Experiment):
+class LatentFlow(CodecExperiment):
     """A Flux transformer pretrained by flow matching on latents: the base of a student's adapters."""
 
     transformer: TransformerOptions = field(default_factory=TransformerOptions)
@@ -308,17 +347,24 @@ class LatentFlow(Experiment):
 
 
 @dataclass
-class Autoencoder(Experiment):
+class Autoencoder(CodecExperiment):
     """The small F16 codec, trained from scratch."""
 
     codec_training: CodecTrainingOptions = field(default_factory=CodecTrainingOptions)
 
 
 @dataclass
-class F16Decoder(Experiment):
+class F16Decoder(CodecExperiment):
     """The decoder of an AutoencoderKL in F16 layout, trained from its F8 weights."""
 
     decoder_training: DecoderTrainingOptions = field(default_factory=DecoderTrainingOptions)
+
+
+@dataclass
+class RealTimeCnn(Experiment):
+    """RT4KSR: a small CNN from lr to sr."""
+
+    network: NetworkOptions = field(default_factory=NetworkOptions)
 
 
 SYSTEMS: dict[str, type[Experiment]] = {
@@ -326,4 +372,5 @@ SYSTEMS: dict[str, type[Experiment]] = {
     "latent_flow": LatentFlow,
     "autoencoder": Autoencoder,
     "f16_decoder": F16Decoder,
+    "real_time_cnn": RealTimeCnn,
 }

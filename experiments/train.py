@@ -19,20 +19,24 @@ from callbacks.hparams import LogHyperparameters
 from callbacks.image_panel import ImagePanel
 from callbacks.spectrum import Spectrum
 from callbacks.throughput import Throughput
-from experiments.build import METRICS, build_data, build_system, pca_patches
+from datamodules.sr4k import SR4KDataModule
+from experiments.build import build_data, build_system, metric_names, pca_patches, start_crops
 from experiments.checkpoints import OPTIONS_KEY, AtomicCheckpoints, load_weights, options_of, read_checkpoint
 from experiments.checks import has_bf16_base
 from experiments.command_line import quiet, user_errors
 from experiments.inference import has_bf16
 from experiments.options import load_options, to_yaml
-from experiments.schema import Autoencoder, Experiment
+from experiments.schema import Autoencoder, Experiment, RealTimeCnn
 from lightning_modules.autoencoder import Autoencoder as AutoencoderModule
 from lightning_modules.f16_decoder import F16Decoder
 from lightning_modules.latent_flow import LatentFlow
 from lightning_modules.latent_flux import LatentFlux
 from lightning_modules.networks.flux import distinguishable_pairs
 from lightning_modules.networks.lora import has_lora, save_encoder_lora, save_lora
+from lightning_modules.networks.rt4ksr import RT4KSR
+from lightning_modules.networks.rt4ksr_start import start_linear
 from lightning_modules.one_step_flux import OneStepFlux
+from lightning_modules.real_time_cnn import RealTimeCnn as RealTimeCnnModule
 from lightning_modules.super_resolution import SuperResolution
 
 
@@ -68,8 +72,8 @@ def train(options: Experiment, resume: str = "", init: str = "") -> Path:
     data, system = build_data(options), build_system(options)
     if init:
         load_weights(system, read_checkpoint(init, "INIT"), averaged=True)
-    elif isinstance(options, Autoencoder) and isinstance(system, AutoencoderModule) and not resume:
-        system.codec.initialise_by_pca(pca_patches(data, options.codec_training.pca_crops))
+    elif not resume:
+        start_from_data(options, system, data)
     folder = run_folder(options, resume)
     trainer = build_trainer(options, folder)
     if trainer.is_global_zero:
@@ -79,6 +83,15 @@ def train(options: Experiment, resume: str = "", init: str = "") -> Path:
     if trainer.is_global_zero:
         save_products(system, folder)
     return folder
+
+
+def start_from_data(options: Experiment, system: SuperResolution, data: SR4KDataModule) -> None:
+    """Set the weights that start from training crops: a codec's linear path, a network that starts as a filter."""
+    if isinstance(options, Autoencoder) and isinstance(system, AutoencoderModule):
+        system.codec.initialise_by_pca(pca_patches(data, options.codec_training.pca_crops))
+    network = system.network if isinstance(system, RealTimeCnnModule) else None
+    if isinstance(options, RealTimeCnn) and options.network.start == "linear" and isinstance(network, RT4KSR):
+        start_linear(network, *start_crops(data, options.network.start_crops))
 
 
 def run_folder(options: Experiment, resume: str = "") -> Path:
@@ -138,14 +151,15 @@ def build_callbacks(options: Experiment, folder: Path) -> list[Callback]:
     callbacks: list[Callback] = [
         TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else options.trainer.log_every),
         Throughput(),
-        LogHyperparameters(asdict(options), [f"val/{m}" for m in METRICS]),
+        LogHyperparameters(asdict(options), [f"val/{name}" for name in metric_names(options)]),
         SaveOptions(to_yaml(options), folder),
         ModelCheckpoint(folder / "checkpoints", "last", every_n_train_steps=every, enable_version_counter=False),
     ]
     if options.ema.decay:
         callbacks.insert(0, Ema(options.ema.decay))
     if panel:
-        callbacks += [ImagePanel(max_images=panel), Spectrum(max_images=panel)]
+        largest = options.data.val_crop
+        callbacks += [ImagePanel(max_images=panel, largest=largest), Spectrum(max_images=panel, largest=largest)]
     return callbacks
 
 

@@ -1,6 +1,7 @@
 """What every system shares: losses, validation metrics, schedule, and checkpoints without frozen tensors."""
 
 import hashlib
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,11 @@ BASE_FINGERPRINT = "base_fingerprint"
 
 @dataclass(frozen=True)
 class AdamWSchedule:
-    """AdamW with linear warm-up, a constant stretch, and a linear fall over the last `decay_share` of `steps`."""
+    """AdamW with linear warm-up and a decay of the learning rate over a run of `steps`.
+
+    decay: linear or cosine, from the peak to final_factor of it over the last decay_share of the run; or steps, times
+    step_factor after every step_share of the run.
+    """
 
     learning_rate: float
     betas: tuple[float, float]
@@ -29,6 +34,9 @@ class AdamWSchedule:
     decay_share: float
     final_factor: float
     steps: int
+    decay: str = "linear"
+    step_share: float = 0.2
+    step_factor: float = 0.5
 
     def factor(self, step: int) -> float:
         """Learning rate at a step as a factor of its peak.
@@ -38,8 +46,13 @@ class AdamWSchedule:
         (0.1, 1.0, 0.5, 0.0)
         """
         warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        if self.decay == "steps":
+            # the small number keeps 3 * 0.2 of a run from falling short of 0.6 of it
+            return warm * self.step_factor ** math.floor(step / (self.steps * self.step_share) + 1e-9)
         falling = self.steps * self.decay_share
         left = min(1.0, max(self.steps - step, 0) / falling) if falling else 1.0
+        if self.decay == "cosine":
+            left = (1 - math.cos(math.pi * left)) / 2
         return warm * (self.final_factor + (1 - self.final_factor) * left)
 
 

@@ -29,6 +29,12 @@ def tiny_flow_run(tiny_codec_run: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
+def tiny_cnn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of rt4ksr/s_x2_mini with its tiny overrides, trained for two steps."""
+    return _train("rt4ksr/s_x2_mini", tmp_path_factory.mktemp("cnn"))
+
+
+@pytest.fixture(scope="session")
 def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny AutoencoderKL in F8 layout with random weights, which stands for FLUX's."""
     folder = tmp_path_factory.mktemp("vae") / "vae"
@@ -45,6 +51,8 @@ def bases(tiny_codec_run: Path, tiny_flow_run: Path, tiny_vae: Path) -> Callable
     def bases_of(name: str) -> list[str]:
         if name.startswith("f16_vae/decoder"):
             return [f"codec.path={tiny_vae}"]
+        if name.startswith("rt4ksr"):
+            return []
         codec = [] if name.startswith("f16_vae") else [f"codec.path={tiny_codec_run / 'codec'}"]
         adapted = name.startswith(("op4ksr/mini_lora", "op4ksr/mini_gan"))
         return [*codec, f"transformer.path={tiny_flow_run / 'transformer'}"] if adapted else codec

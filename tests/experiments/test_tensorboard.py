@@ -19,7 +19,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from experiments.build import METRICS
+from experiments.build import CODEC_METRICS
 
 SPEED = {f"speed/{name}" for name in ("data_wait_s", "degrade_s", "step_s", "images_per_s", "peak_memory_gib")}
 
@@ -31,7 +31,7 @@ def events(tiny_student_run):
 
 def test_scalars_of_training_validation_and_speed_are_logged(events):
     tags = set(events.Tags()["scalars"])
-    assert {"train/loss", "train/l1"} | {f"val/{name}" for name in METRICS} | SPEED <= tags
+    assert {"train/loss", "train/l1"} | {f"val/{name}" for name in CODEC_METRICS} | SPEED <= tags
     values = [event.value for tag in tags for event in events.Scalars(tag)]
     assert np.isfinite(values).all()
     assert [event.step for event in events.Scalars("train/loss")] == [0, 1]
@@ -64,7 +64,7 @@ def test_the_hparams_row_is_filled(events):
         events.summary_metadata["_hparams_/experiment"].plugin_data.content
     ).experiment
     metrics = {info.name.tag for info in columns.metric_infos}
-    assert metrics == {f"val/{name}" for name in METRICS}
+    assert metrics == {f"val/{name}" for name in CODEC_METRICS}
     assert metrics <= set(events.Tags()["scalars"]), "TensorBoard fills a cell from the scalar of that tag"
 
 
@@ -198,12 +198,12 @@ def test_tensorboard_serves_and_shows_the_run(board, tiny_student_run, tmp_path)
     wanted = {"allowedStatuses": statuses, "colParams": [], "startIndex": 0, "sliceSize": 10}
     groups = fetch(f"{board}/data/plugin/hparams/session_groups", wanted)["sessionGroups"]
     assert len(groups) == 1
-    assert {value["name"]["tag"] for value in groups[0]["metricValues"]} == {f"val/{name}" for name in METRICS}
+    assert {value["name"]["tag"] for value in groups[0]["metricValues"]} == {f"val/{name}" for name in CODEC_METRICS}
 
     values = {value["name"]["tag"]: f"{value['value']:.5g}" for value in groups[0]["metricValues"]}
     text = page_text(f"{board}/#hparams", tmp_path / "browser", awaited=values["val/psnr_y"])
     assert all(tag in text for tag in values), "the table offers the metrics' columns"
-    opened = [f"val/{name}" for name in METRICS[:5]]  # TensorBoard opens five columns, the others by a click
+    opened = [f"val/{name}" for name in CODEC_METRICS[:5]]  # TensorBoard opens five columns, the others by a click
     assert {values[tag] for tag in opened} <= set(text.split())
 
     shots = Path(os.environ.get("SR_SCREENSHOTS", tmp_path / "screenshots"))

@@ -104,3 +104,23 @@ def test_tensors_must_fit_by_name_and_shape():
         check_trainable({"a": torch.ones(2), "c": torch.ones(3)}, model)
     with pytest.raises(ValueError, match=r"tensor b has shape \(4,\) in the checkpoint and \(3,\) in the model"):
         check_trainable({"a": torch.ones(2), "b": torch.ones(4)}, model)
+
+
+def test_the_cosine_is_torchs():
+    schedule = AdamWSchedule(1.0, (0.9, 0.99), 0.0, 0, decay_share=1.0, final_factor=0.1, steps=50, decay="cosine")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50, eta_min=0.1)
+    for step in range(50):
+        assert schedule.factor(step) == pytest.approx(reference.get_last_lr()[0])
+        optimizer.step()
+        reference.step()
+
+
+def test_steps_halve_as_in_the_paper():
+    schedule = AdamWSchedule(1.0, (0.9, 0.99), 0.0, 0, decay_share=1.0, final_factor=0.0, steps=100, decay="steps")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    reference = torch.optim.lr_scheduler.StepLR(optimizer, step_size=20, gamma=0.5)
+    for step in range(100):
+        assert schedule.factor(step) == pytest.approx(reference.get_last_lr()[0])
+        optimizer.step()
+        reference.step()
