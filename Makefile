@@ -30,12 +30,14 @@ $(call need,evaluate,DATA,make evaluate CKPT=runs/op4ksr/mini/checkpoints/last.c
 $(call need,upscale,CKPT,make upscale CKPT=runs/op4ksr/mini/checkpoints/last.ckpt IN=photo.jpg OUT=large.png)
 $(call need,upscale,IN,make upscale CKPT=runs/op4ksr/mini/checkpoints/last.ckpt IN=photo.jpg OUT=large.png)
 $(call need,upscale,OUT,make upscale CKPT=runs/op4ksr/mini/checkpoints/last.ckpt IN=photo.jpg OUT=large.png)
+$(call need,export,CKPT,make export CKPT=runs/rt4ksr/s_x2_mini/checkpoints/last.ckpt)
+$(call need,study,STUDY,make study STUDY=l_hf)
 $(call need,sigma,EXP,make sigma EXP=op4ksr/mini_lora)
 $(call need,prompt,FLUX,make prompt FLUX=weights/FLUX.1-dev OUT=weights/prompt.safetensors)
 $(call need,prompt,OUT,make prompt FLUX=weights/FLUX.1-dev OUT=weights/prompt.safetensors)
 $(call need,bench,BENCH,make bench BENCH=degradations)
 
-.PHONY: help install demo train board evaluate upscale sigma prompt options bench test test-slow lint format lock clean
+.PHONY: help install demo train study board evaluate upscale export sigma prompt options bench test test-slow lint format lock clean
 
 help: ## Explain every target (the default)
 	@echo 'make TARGET [VARIABLE=value ...]'
@@ -62,17 +64,26 @@ train: install ## Train one experiment; the run goes to runs/<name>
 	$(PY) -m experiments.train $(call path,EXP) $(call each,SET) \
 	  $(call option,--resume,RESUME) $(call option,--init,INIT) $(call switch,--tiny,TINY)
 
+study: install ## Train every arm of a study with every seed and compare them; goes on where it was stopped
+##   STUDY=l_hf          name below experiments/studies/, or a YAML file (needed)
+##   DATA="a b"          test sets in place of the study's own, as evaluate takes them
+##   WORKERS=2           runs at the same time (default: 1)
+##   OUT=folder          for the runs and study.md (default: runs/studies/<study>)
+##   TINY=1              shrink every run to seconds
+	$(PY) -m experiments.study $(call path,STUDY) $(call each,DATA) $(call option,--runs,OUT) \
+	  $(call option,--workers,WORKERS) $(call switch,--tiny,TINY)
+
 board: install ## Show runs in TensorBoard
 ##   RUNS=runs           folder of runs
 ##   PORT=6006           http://localhost:PORT
 	$(PY) -m tensorboard.main --logdir $(call path,RUNS) --port $(call path,PORT)
 
 evaluate: install ## Measure a checkpoint against bicubic on a test set
-##   CKPT=last.ckpt      checkpoint of a run (needed)
+##   CKPT=last.ckpt      checkpoint of a run, or a released RT4KSR file (needed)
 ##   DATA=folder         HR/ beside LR*/, a plain folder of HR images, or bundled (needed)
-##   OUT=folder          for results.md and results.json (default: the checkpoint's)
+##   OUT=folder          for results.md and results.json (default: <run>/evaluate/<data>, runs/evaluate/<file>/<data>)
 ##   SET="a.b=1"         overrides of single options
-##   ARGS="--crop 512"   further options of the program, see `.venv/bin/python -m experiments.evaluate --help`
+##   ARGS="--crop-border 0"  px that PSNR and SSIM leave out at each side (default: the scale) (.venv/bin/python -m experiments.evaluate --help)
 	$(PY) -m experiments.evaluate $(call path,CKPT) $(call path,DATA) $(call each,SET) \
 	  $(call option,--out,OUT) $(call each,ARGS)
 
@@ -85,6 +96,14 @@ upscale: install ## Upscale a photograph, or a folder of them
 ##   ARGS="--format jpg" further options of the program, see `.venv/bin/python -m experiments.upscale --help`
 	$(PY) -m experiments.upscale $(call path,CKPT) $(call path,IN) $(call path,OUT) $(call each,SET) \
 	  $(call option,--scale,SCALE) $(call each,ARGS)
+
+export: install ## Write a trained network as ONNX for other programs, checked against PyTorch first
+##   CKPT=last.ckpt      checkpoint of a real_time_cnn run, or a released RT4KSR file (needed)
+##   FORMAT=onnx         the only one so far; its packages: .venv/bin/pip install -e ".[onnx]"
+##   OUT=net.onnx        file (default: export/ in the run's folder; runs/export/ for a released file)
+##   HALF=1              fp16: weights, computation, lr and sr
+	$(PY) -m experiments.export $(call path,CKPT) $(call option,--format,FORMAT) $(call option,--out,OUT) \
+	  $(call switch,--half,HALF)
 
 sigma: install ## Find the noise level at which a student enters, by matching signal-to-noise ratios
 ##   EXP=op4ksr/mini_lora  an experiment of a student, for its data and codec (needed)

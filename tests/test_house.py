@@ -54,6 +54,10 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
         "ARGS",
         "RUNS",
         "PORT",
+        "STUDY",
+        "WORKERS",
+        "FORMAT",
+        "HALF",
     }
     outer = {"MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL", "PYTHON"}
     clean = {key: value for key, value in os.environ.items() if key not in ours | outer}
@@ -106,6 +110,8 @@ def test_every_target_that_a_text_names_exists(path: Path) -> None:
         (["upscale", "CKPT=a.ckpt", "OUT=b.png"], "IN"),
         (["upscale", "CKPT=a.ckpt", "IN=a.png"], "OUT"),
         (["bench"], "BENCH"),
+        (["study", "WORKERS=2"], "STUDY"),
+        (["export", "FORMAT=onnx"], "CKPT"),
     ],
 )
 def test_a_missing_variable_gives_one_sentence_with_an_example(arguments: list[str], missing: str) -> None:
