@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from datamodules.image_io import list_images, read_image
-from datamodules.pairs import find_pairs, looks_paired, read_pair
+from datamodules.pairs import find_pairs, looks_paired, paired_folder, read_pair
 from datamodules.randomness import generator_for
 from datamodules.sources import BUNDLED, describe_folder
 from datamodules.synthetic import FLAT_CROPS, FLAT_KINDS, HELD_OUT_PHOTOGRAPHS, bundled_path, flat_crop, flat_image
@@ -75,6 +75,8 @@ def open_benchmark(
             return BenchmarkImage(names[index], "photo", lr, hr)
 
         return Benchmark(names, load, paired=True)
+    if (paired := paired_folder(root)) is not None:
+        raise ValueError(f"DATA={data}: {paired} holds pairs of HR and LR images; give that folder")
     paths = list_images(root)
     if not paths:
         raise ValueError(

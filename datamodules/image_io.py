@@ -62,14 +62,27 @@ def to_unit(pixels: Tensor) -> Tensor:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """All images below a folder by suffix, hidden files left out, sorted by path relative to it."""
+    """All images below a folder by suffix, hidden files left out, sorted by path relative to it; links are followed."""
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(
             f"expected a folder of images at {root}, found {'a file' if root.exists() else 'nothing'}"
         )
-    found = [p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]
+    found = [
+        p for p in _files_below(root) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+    ]
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(folder, name) for name in files)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Pairs of low- and high-resolution files, found by the names that test sets usually have."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -42,6 +43,12 @@ def has_pairs(location: str | Path) -> bool:
     return bool(_hr_folders(root) and _named(root, _LR_FOLDER)) or _has_paired_files(root)
 
 
+def paired_folder(root: Path) -> Path | None:
+    """The first folder at or below `root` that holds both sides of pairs: its LR files are no training images."""
+    below = sorted(Path(folder) for folder, _, _ in os.walk(root))
+    return next((folder for folder in below if has_pairs(folder)), None)
+
+
 def looks_paired(root: Path) -> bool:
     """Whether a folder holds at least one side of pairs by its names; `find_pairs` says what is missing then."""
     return bool(_named(root, _HR_FOLDERS[0]) or _named(root, _LR_FOLDER)) or _has_paired_files(root)
@@ -64,7 +71,7 @@ def find_pairs(folder: str | Path, scale: int, option: str = "DATA") -> list[Pai
         found = ", ".join(str(f.relative_to(root)) for f in [*hr_folders, *lr_folders]) or "neither"
         raise ValueError(
             f"{option}={folder}: expected one HR folder and one LR folder for scale {scale} (LR, LR_bicubic/X{scale}), "
-            f"found {found}; {describe_folder(root)}"
+            f"found {found}; {describe_folder(root)}; give a folder that holds one pair, links to its two will do"
         )
     where = f"{option}={folder}: {hr_folders[0].name}/ and {lr_folders[0].relative_to(root)}/"
     spare = _MULTIPLE if _HR_FOLDERS[-1].search(hr_folders[0].name) else scale
@@ -160,5 +167,9 @@ def _lr_file(scale: str) -> re.Pattern[str]:
 
 def _files(root: Path, pattern: re.Pattern[str]) -> dict[str, Path]:
     """Images in the folder itself whose names end so, by what comes before."""
-    images = [path for path in root.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
-    return {pattern.sub("", path.stem): path for path in images if pattern.search(path.stem)}
+    images = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    named = [(pattern.sub("", path.stem), path) for path in images if pattern.search(path.stem)]
+    twice = [name for name, count in Counter(name for name, _ in named).items() if count > 1]
+    if twice:
+        raise ValueError(f"{root}: several images are named {twice[0]}; expected one of each name")
+    return dict(named)

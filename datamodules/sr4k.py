@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.degradations.pipeline import PRESETS, DegradationPipeline
-from datamodules.pairs import ValidationPairs, has_pairs
+from datamodules.pairs import ValidationPairs, has_pairs, paired_folder
 from datamodules.randomness import generator_for
 from datamodules.sampling import CropDataset, ResumableBatchSampler, ValidationCrops, even_batches, single_batches
-from datamodules.sources import open_source
+from datamodules.sources import BUNDLED, open_source
 from datamodules.synthetic import HELD_OUT_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS
 
 Degradation = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
@@ -80,10 +81,10 @@ class SR4KDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the folders; errors and warnings as `sources.open_source`."""
         if stage in (None, "fit") and self.train_set is None:
-            if has_pairs(self.train):
+            if self.train != BUNDLED and (paired := paired_folder(Path(self.train))) is not None:
                 raise ValueError(
-                    f"data.train={self.train} holds HR and LR images, but lr is made from hr in training: give the "
-                    "folder of the HR images alone"
+                    f"data.train={self.train}: {paired} holds HR and LR images, but lr is made from hr in training; "
+                    "give the HR images alone, for example a folder with links to the HR folders"
                 )
             source = open_source(self.train, TRAIN_PHOTOGRAPHS, self.crop, "data.train", "data.crop")
             self.train_set = CropDataset(

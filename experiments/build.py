@@ -56,7 +56,7 @@ CODEC_METRICS = ("psnr_y", "ssim_y", "perceptual", "periodicity", "comb_32", "co
 """Validation metrics of systems on a codec, logged as val/<name>; `perceptual` is what `perceptual_of` gives."""
 
 CNN_METRICS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "perceptual", "color_error")
-"""The same of RT4KSR, by the protocol of `make evaluate`: rounded to 8 bits, without a border of the scale."""
+"""The same of RT4KSR; PSNR and SSIM by the protocol of `make evaluate`: 8 bits, a border of the scale less."""
 
 COMB_PITCHES = (32, 16, 8)
 
@@ -203,6 +203,7 @@ def build_f16_decoder(options: F16Decoder) -> F16DecoderModule:
 
 
 def build_real_time_cnn(options: RealTimeCnn) -> RealTimeCnnModule:
+    """RT4KSR, or one of the networks before it."""
     return RealTimeCnnModule(
         network=build_network(options),
         scale=options.data.scale,

@@ -58,9 +58,10 @@ class AtomicCheckpoints(TorchCheckpointIO):
         os.replace(partial, path)
 
 
-def read_checkpoint(path: str | Path, variable: str = "CKPT") -> dict[str, Any]:
+def read_checkpoint(path: str | Path, variable: str = "CKPT", hf_branch: bool = False) -> dict[str, Any]:
     """A checkpoint's contents on the CPU, nothing of it executed; a released RT4KSR file comes in this project's form.
 
+    hf_branch: keep the branch of such a file, which starts with gamma = 0; the released code never ran it.
     FileNotFoundError or ValueError name the file, what is wrong with it, and the make variable to change.
     """
     if not Path(path).is_file():
@@ -70,12 +71,22 @@ def read_checkpoint(path: str | Path, variable: str = "CKPT") -> dict[str, Any]:
     except (UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(f"{variable}={path}: not a readable checkpoint ({type(error).__name__})") from error
     if isinstance(checkpoint, dict) and OPTIONS_KEY not in checkpoint and is_released(checkpoint):
-        options_yaml, weights = converted(checkpoint, path, variable)
+        options_yaml, weights = converted(checkpoint, path, variable, hf_branch)
         return {OPTIONS_KEY: options_yaml, "state_dict": weights, BASE_FINGERPRINT: fingerprint([], {})}
     if not isinstance(checkpoint, dict) or OPTIONS_KEY not in checkpoint:
         found = ", ".join(map(str, list(checkpoint)[:5])) if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise ValueError(f"{variable}={path}: not a checkpoint of this project; it holds {found}, but no {OPTIONS_KEY}")
     return checkpoint
+
+
+def run_of(path: str | Path) -> Path | None:
+    """The run's folder of a checkpoint that lies in one of this project's runs."""
+    checkpoints = Path(path).absolute().parent
+    return (
+        checkpoints.parent
+        if checkpoints.name == "checkpoints" and (checkpoints.parent / "options.yaml").is_file()
+        else None
+    )
 
 
 def options_of(checkpoint: dict[str, Any], path: str | Path, overrides: Sequence[str] = ()) -> Experiment:

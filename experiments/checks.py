@@ -24,8 +24,9 @@ from lightning_modules.color_fix import COLOR_FIXES
 from lightning_modules.networks.codec import LAYOUTS, codec_cell
 from lightning_modules.networks.flux import TOKEN_CELLS
 from lightning_modules.networks.rope import VARIANTS
-from lightning_modules.networks.rt4ksr import BLOCKS, EXTRACTIONS, SCALES, UNSHUFFLE
+from lightning_modules.networks.rt4ksr import BLOCKS, EXTRACTIONS, SCALES, UNSHUFFLE, size_of
 from lightning_modules.networks.rt4ksr import VARIANTS as NETWORK_VARIANTS
+from lightning_modules.networks.rt4ksr_start import FEWEST_CHANNELS
 from lightning_modules.networks.rt4ksr_steps import FEATURES, STEP_BLOCKS
 from lightning_modules.networks.small_codec import PATCH
 from losses.adversarial import KINDS
@@ -201,6 +202,10 @@ def _sizes(options: Experiment) -> Iterator[str]:
     for key, side in (("data.crop", data.crop), ("data.val_crop", data.val_crop)):
         if side % unit or side % max(data.scale, 1):
             yield f"{key}={side}: expected a multiple of the model's size unit {unit} and of data.scale={data.scale}"
+    if isinstance(options, RealTimeCnn):
+        for key, side, least in (("crop", data.crop, 4 * data.scale), ("val_crop", data.val_crop, 11 + 2 * data.scale)):
+            if side < least:  # lr that the blur can mirror; hr that SSIM's window fits without the border
+                yield f"data.{key}={side}: expected at least {least} px at data.scale={data.scale}"
     period, term = period_of(options), options.losses.periodicity
     needed = smallest_side(period)
     if isinstance(options, CodecExperiment) and data.val_crop < needed:
@@ -273,9 +278,14 @@ def _transformer(options: OneStepFlux | LatentFlow) -> Iterator[str]:
 
 
 def _network(network: NetworkOptions) -> Iterator[str]:
-    """Options of table 1's networks beside a block of RT4KSR, and a start that needs its norms."""
+    """Options of table 1's networks beside a block of RT4KSR and the reverse, and a start that needs its norms."""
+    channels = network.channels or size_of(network.variant)[1]
+    if network.start == "linear" and channels < FEWEST_CHANNELS:
+        yield f"network.channels={channels}: network.start=linear needs {FEWEST_CHANNELS} or more"
     if network.start == "linear" and network.block != "layer_norm":
         yield f"network.start=linear with network.block={network.block}: expected block layer_norm, or start random"
+    if network.block in STEP_BLOCKS and not network.online_folding:
+        yield f"network.online_folding=false with network.block={network.block}, which has no RRB; expected true"
     if network.block not in BLOCKS:
         return
     expected = f"with network.block={network.block}, which is RT4KSR's; expected block conv or nafnet, or"

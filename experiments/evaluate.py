@@ -59,6 +59,7 @@ def evaluate(
     crop: side in px of the centre squares that are measured, whole images for None. crop_border: px that PSNR and SSIM
     leave out at each side, the scale for None.
     """
+    torch.backends.cudnn.allow_tf32 = False  # what the results call fp32 is fp32
     system, options = load_system(checkpoint, overrides)
     if options.trainer.threads:
         torch.set_num_threads(options.trainer.threads)
@@ -66,14 +67,14 @@ def evaluate(
     system = system.to(device)
     border = options.data.scale if crop_border is None else crop_border
     images = open_test_set(options, data, crop)
-    methods, precision = methods_of(system, options), precision_of(system, options, device)
+    methods, precision = methods_of(system, options), autocast(options, device)
     metrics = standard_metrics(options.perceptual, border, grid_of(system, options))
     digest = hashlib.blake2b(digest_size=8)
     scores = measure(methods, fingerprinted(images, digest), metrics, precision, device, len(images))
     rows = summarise(scores, metrics)
     facts = {
         **provenance(checkpoint, data, digest.hexdigest(), device),
-        "precision": named(precision, device),
+        "precision": precision_name(precision, device),
         "protocol": f"{described(options.data, images.paired, crop)} {protocol(options.perceptual, border)}",
     }
     return report(facts, markdown_table(rows, metrics), rows), results(facts, rows, scores)
@@ -98,14 +99,8 @@ def methods_of(system: SuperResolution, options: Experiment) -> dict[str, Method
     raise ValueError(f"system={options.system} cannot be evaluated")
 
 
-def precision_of(system: SuperResolution, options: Experiment, device: torch.device) -> torch.autocast:
-    """As `autocast` has it, but RT4KSR runs in fp32 unless bf16 was asked for: bf16 has coarser greys than 8 bits."""
-    if isinstance(system, RealTimeCnn) and options.trainer.precision == "auto":
-        return torch.autocast(device.type, enabled=False)
-    return autocast(options, device)
-
-
-def named(precision: torch.autocast, device: torch.device) -> str:
+def precision_name(precision: torch.autocast, device: torch.device) -> str:
+    """What the methods compute in, as the results say it."""
     with precision:
         return "bf16 autocast" if torch.is_autocast_enabled(device.type) else "fp32"
 

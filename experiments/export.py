@@ -22,8 +22,9 @@ from torch.nn import functional as F
 from datamodules.image_io import read_image
 from datamodules.synthetic import HELD_OUT_PHOTOGRAPHS, bundled_path
 from experiments import schema
-from experiments.checkpoints import load_system
+from experiments.checkpoints import load_system, run_of
 from experiments.command_line import quiet, user_errors
+from experiments.inference import SMALLEST_LR
 from lightning_modules.networks.rt4ksr import BLOCKS, UNSHUFFLE, VARIANTS, size_of
 from lightning_modules.real_time_cnn import RealTimeCnn
 
@@ -91,9 +92,8 @@ def target_path(checkpoint: str, out: str, half: bool) -> Path:
             raise ValueError(f"OUT={out}: expected a file ending in .onnx")
         return Path(out)
     source, suffix = Path(checkpoint), "_fp16" if half else ""
-    if source.parent.name == "checkpoints":
-        run = source.resolve().parent.parent.name
-        return source.parent.parent / "export" / f"{run}{suffix}.onnx"
+    if run := run_of(checkpoint):
+        return Path(os.path.relpath(run / "export" / f"{run.resolve().name}{suffix}.onnx"))
     return Path("runs") / "export" / f"{source.stem}{suffix}.onnx"
 
 
@@ -146,15 +146,18 @@ def properties(options: schema.RealTimeCnn, checkpoint: str, half: bool) -> dict
         "color_range": "RGB in [0,1]",
         "clamped": "false",
         "size_multiple": "1",
+        "smallest_side": str(SMALLEST_LR),
         "layout": "NCHW",
         "dtype": "float16" if half else "float32",
-        "network": "RT4KSR",
+        "network": "RT4KSR" if network.block in BLOCKS else "RT4KSRStep",
         "variant": named.get((blocks, channels), "none") if network.block in BLOCKS else "none",
         "blocks": str(blocks),
         "channels": str(channels),
         "hf_branch": str(network.hf_branch).lower(),
         "extraction": network.extraction,
         "block": network.block,
+        "features": network.features,
+        "shared_head": str(network.shared_head).lower(),
         "checkpoint": Path(checkpoint).name,
         "checkpoint_sha256": digest,
         **{package: version(package) for package in ("sr4k", "torch", "onnx")},

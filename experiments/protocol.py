@@ -19,6 +19,7 @@ import torch
 from datamodules.benchmarks import BenchmarkImage
 from datamodules.sources import BUNDLED
 from experiments.build import perceptual_name
+from experiments.checkpoints import run_of
 from experiments.inference import machine_name
 from experiments.measure import DENOISED, DENOISED_SHUFFLED, SHUFFLED, STUDENT, ImageScores
 from experiments.schema import DataOptions, PerceptualOptions
@@ -84,20 +85,26 @@ def provenance(checkpoint: str, data: str, fingerprint: str, device: torch.devic
 def default_folder(checkpoint: str, data: str, fingerprint: str) -> Path:
     """Where results go: <run>/evaluate/<data> for a run's checkpoint, runs/evaluate/<file>/<data> for another file.
 
-    Where results of another test set of that name lie there, the fingerprint is added to the name.
+    Where results of another test set of that name lie there, its fingerprint is added to the name; where a file of no
+    run has the name of another one that was measured, the beginning of its sha256.
     """
-    path = Path(checkpoint).absolute()
-    of_a_run = path.parent.name == "checkpoints"
-    base = path.parents[1] / "evaluate" if of_a_run else Path("runs", "evaluate", path.stem)
+    run = run_of(checkpoint)
+    base = Path("runs", "evaluate", Path(checkpoint).stem) if run is None else run / "evaluate"
     folder = base / (data if data == BUNDLED else Path(data).resolve().name)
-    return Path(os.path.relpath(folder if _is_free(folder, fingerprint) else f"{folder}-{fingerprint}"))
+    if _differs(folder, "data_fingerprint", fingerprint):
+        folder = folder.with_name(f"{folder.name}-{fingerprint}")
+    digest = sha256(checkpoint)
+    if run is None and _differs(folder, "checkpoint_sha256", digest):
+        folder = folder.with_name(f"{folder.name}-{digest[:16]}")
+    return Path(os.path.relpath(folder))
 
 
-def _is_free(folder: Path, fingerprint: str) -> bool:
+def _differs(folder: Path, key: str, value: str) -> bool:
+    """Whether a folder holds results that say something else of themselves."""
     try:
-        return bool(json.loads((folder / JSON).read_text())["data_fingerprint"] == fingerprint)
+        return bool(json.loads((folder / JSON).read_text())[key] != value)
     except (OSError, ValueError, KeyError, TypeError):
-        return True  # nothing, or no results of ours
+        return False  # nothing, or no results of ours
 
 
 def report(facts: dict[str, Any], table: str, rows: list[Row]) -> str:

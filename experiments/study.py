@@ -5,17 +5,18 @@ finished are kept, runs that were interrupted are resumed, so the same command g
 """
 
 import argparse
-import json
+import fcntl
+import hashlib
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import MISSING, OmegaConf
@@ -24,9 +25,9 @@ from tqdm import tqdm
 from yaml import YAMLError
 
 from experiments.command_line import EXIT_PARTIAL, quiet, user_errors
-from experiments.inference import machine_name
-from experiments.options import FOLDER, OptionError, load_options
-from experiments.paired import Comparison, Scores, compare
+from experiments.options import FOLDER, OptionError, load_options, to_yaml
+from experiments.protocol import JSON
+from experiments.study_report import read_results, report
 
 STUDIES = FOLDER / "studies"
 ROOT = FOLDER.parent
@@ -49,7 +50,7 @@ class StudyOptions:
     method: str = MISSING
     """Row of the evaluation's table that the arms are compared by."""
     metrics: list[str] = field(default_factory=lambda: ["psnr_y", "ssim_y", "perceptual"])
-    """Metrics of that row."""
+    """Metrics of that row, by their names in results.json."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,14 @@ class Trial:
         return self.folder / "checkpoints" / "last.ckpt"
 
     @property
-    def finished(self) -> Path:
-        """The mark of a training that reached its end."""
-        return self.folder / "finished"
+    def log(self) -> Path:
+        """Output of the trial's processes."""
+        return self.folder.with_name(f"{self.folder.name}.log")
 
     def results(self, data: str) -> Path:
-        """Where the evaluation on a test set goes."""
-        return self.folder / "evaluate" / (Path(data).name or data)
+        """Where the evaluation on a test set goes; sets of the same name in different places have a place each."""
+        place = hashlib.blake2b(str(Path(data).resolve()).encode(), digest_size=4).hexdigest()
+        return self.folder / "study" / (data if data == "bundled" else f"{Path(data).name}-{place}")
 
 
 def read_study(study: str) -> tuple[str, StudyOptions]:
@@ -81,14 +83,21 @@ def read_study(study: str) -> tuple[str, StudyOptions]:
         known = ", ".join(sorted(p.stem for p in STUDIES.glob("*.yaml")))
         raise OptionError(f"STUDY={study}: no such study; found {known}, or give a .yaml file")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(StudyOptions), OmegaConf.load(path))
-        options = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError) as error:
+        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyOptions), OmegaConf.load(path)))
+    except (OmegaConfBaseException, YAMLError, TypeError) as error:
         raise OptionError(f"{path}: {' '.join(str(error).split())}") from error
-    if not isinstance(options, StudyOptions) or len(options.arms) < 2 or not options.seeds:
-        raise OptionError(f"{path}: expected at least two arms and one seed")
-    for arm, overrides in options.arms.items():  # a wrong override ends the study before its first run
-        load_options(options.base, [*options.overrides, *overrides, f"name={arm}"])
+    if not isinstance(options, StudyOptions) or len(options.arms) < 2:
+        raise OptionError(f"{path}: expected at least two arms")
+    if not options.seeds or len(set(options.seeds)) < len(options.seeds):
+        raise OptionError(f"{path}: seeds={options.seeds}: expected at least one seed, each once")
+    for key in ("data", "metrics"):
+        if not getattr(options, key):
+            raise OptionError(f"{path}: {key} is empty; expected at least one entry")
+    for arm in options.arms:
+        try:
+            load_options(options.base, [*options.overrides, *options.arms[arm]])
+        except OptionError as error:
+            raise OptionError(f"{path}, arm {arm}: {error}") from error
     return path.stem, options
 
 
@@ -97,122 +106,85 @@ def trials_of(options: StudyOptions, runs: Path) -> list[Trial]:
     return [Trial(arm, seed, runs / arm / f"seed{seed}") for seed in options.seeds for arm in options.arms]
 
 
-def run_trial(options: StudyOptions, trial: Trial, tiny: bool) -> str:
+def run_trial(options: StudyOptions, trial: Trial, tiny: bool, threads: int) -> str:
     """Train a trial as far as it is not yet, and evaluate it; its error in one line, or nothing."""
-    if not trial.finished.exists():
-        if error := run_logged(_training(options, trial, tiny), trial):
+    overrides = [*options.overrides, *options.arms[trial.arm], f"seed={trial.seed}"]
+    overrides += [f"runs={trial.folder.parent}", f"name={trial.folder.name}"]
+    wanted, found = load_options(options.base, overrides, tiny), trial.folder / "options.yaml"
+    if found.exists() and found.read_text() != to_yaml(wanted):
+        return f"{trial.folder} holds a run of other options: give another folder with OUT=, or remove it"
+    if steps_done(trial.checkpoint) < wanted.trainer.steps:
+        if trial.checkpoint.is_file():
+            module = ["experiments.train", "--resume", str(trial.checkpoint)]
+        else:
+            shutil.rmtree(trial.folder, ignore_errors=True)  # a run that was stopped before its first checkpoint
+            module = ["experiments.train", options.base, *overrides, *(["--tiny"] if tiny else [])]
+        if error := run_logged(module, trial, threads):
             return error
-        trial.finished.touch()
+    if steps_done(trial.checkpoint) < wanted.trainer.steps:
+        return f"{trial.arm}, seed {trial.seed}: training was stopped before its last step (see {trial.log})"
     for data in options.data:
         out = trial.results(data)
-        command = ["experiments.evaluate", str(trial.checkpoint), data, "--out", str(out)]
-        if not (out / "results.json").is_file() and (error := run_logged(command, trial)):
+        module = ["experiments.evaluate", str(trial.checkpoint), data, "--out", str(out)]
+        if not (out / JSON).is_file() and (error := run_logged(module, trial, threads)):
             return error
     return ""
 
 
-def _training(options: StudyOptions, trial: Trial, tiny: bool) -> list[str]:
-    if trial.checkpoint.is_file():
-        return ["experiments.train", "--resume", str(trial.checkpoint)]
-    shutil.rmtree(trial.folder, ignore_errors=True)  # a run that was stopped before its first checkpoint
-    name = [f"runs={trial.folder.parent}", f"name={trial.folder.name}", f"seed={trial.seed}"]
-    overrides = [*options.overrides, *options.arms[trial.arm], *name]
-    return ["experiments.train", options.base, *overrides, *(["--tiny"] if tiny else [])]
+def steps_done(checkpoint: Path) -> int:
+    """Optimiser steps of a checkpoint, 0 where there is none; -1 for one that cannot be read: the training says why."""
+    if not checkpoint.is_file():
+        return 0
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except Exception:  # whatever torch finds wrong with it
+        return -1
 
 
-def run_logged(module: list[str], trial: Trial) -> str:
+def run_logged(module: list[str], trial: Trial, threads: int) -> str:
     """Run a module of this project with its arguments, its output in the trial's log; its error in one line."""
-    log = trial.folder.with_name(f"{trial.folder.name}.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    # several runs at a time on the CPU lose by sharing it with more threads each
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(ROOT)}
-    with log.open("a") as file:
+    trial.log.parent.mkdir(parents=True, exist_ok=True)
+    search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": os.pathsep.join(search)}
+    with trial.log.open("a") as file:
         print(f"$ {shlex.join(['python', '-m', *module])}", file=file, flush=True)
         ended = subprocess.run([sys.executable, "-m", *module], env=environment, stdout=file, stderr=file, check=False)
     if not ended.returncode:
         return ""
-    last = next((line for line in reversed(log.read_text().splitlines()) if line.strip()), "")
-    return f"{trial.arm}, seed {trial.seed}: {module[0]} ended with {ended.returncode}: {last} (see {log})"
+    last = next((line for line in reversed(trial.log.read_text().splitlines()) if line.strip()), "")
+    return f"{trial.arm}, seed {trial.seed}: {module[0]} ended with {ended.returncode}: {last} (see {trial.log})"
 
 
-def comparisons(options: StudyOptions, trials: list[Trial], data: str) -> dict[str, dict[str, Comparison]]:
-    """By arm and metric, over the seeds that every arm has finished."""
-    read = {(t.arm, t.seed): _values(t.results(data), options) for t in trials if _is_there(t, data)}
-    seeds = [seed for seed in options.seeds if all((arm, seed) in read for arm in options.arms)]
-    baseline = next(iter(options.arms))
-
-    def scores(arm: str, metric: str) -> Scores:
-        return {seed: read[arm, seed][metric] for seed in seeds}
-
-    return {
-        arm: {metric: compare(scores(arm, metric), scores(baseline, metric)) for metric in options.metrics}
-        for arm in options.arms
-        if seeds
-    }
-
-
-def _is_there(trial: Trial, data: str) -> bool:
-    return (trial.results(data) / "results.json").is_file()
-
-
-def _values(folder: Path, options: StudyOptions) -> dict[str, dict[str, float]]:
-    """By metric, the value of each image on which it was measured."""
-    rows = json.loads((folder / "results.json").read_text())["images"]
-    chosen = [row for row in rows if row["method"] == options.method]
-    return {
-        metric: {row["image"]: row["values"][metric] for row in chosen if row["values"].get(metric) is not None}
-        for metric in options.metrics
-    }
-
-
-def table(options: StudyOptions, compared: dict[str, dict[str, Comparison]]) -> str:
-    """Markdown: a row per arm; the baseline's means, and of the others the paired difference with its interval."""
-    if not compared:
-        return "No seed is finished in every arm."
-    seeds = next(iter(next(iter(compared.values())).values())).seeds
-    lines = [f"| {seeds} seeds | " + " | ".join(options.metrics) + " |", "|---|" + "---:|" * len(options.metrics)]
-    for number, (arm, metrics) in enumerate(compared.items()):
-        cells = [f"{c.mean:.4f}" if not number else _difference(c) for c in metrics.values()]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _difference(comparison: Comparison) -> str:
-    mark = "" if comparison.decided else " (within the noise)"
-    return f"{comparison.difference:+.4f} ± {comparison.half_width:.4f}{mark}"
-
-
-def report(name: str, options: StudyOptions, trials: list[Trial], errors: list[str]) -> str:
-    """The study's result as Markdown."""
-    first, *others = options.arms
-    how = "paired by seed and image, mean over the images, then mean and 95 % t interval over the seeds"
-    parts = [
-        f"Study `{name}`, base {options.base}, {date.today().isoformat()}, {machine_name(torch.device('cpu'))}.",
-        f"First row: means of {first} over seeds and images. {', '.join(others)}: difference to {first}, {how}. "
-        "Protocol: results.md of a run.",
-    ]
-    parts += [f"Arm {arm}: {' '.join(overrides) or 'the base'}." for arm, overrides in options.arms.items()]
-    parts += [f"Test set {data}:\n\n{table(options, comparisons(options, trials, data))}" for data in options.data]
-    parts += [f"Failed: {error}" for error in errors]
-    return "\n\n".join(parts) + "\n"
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a study's folder, until the process ends in whatever way; ValueError where another one has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"{folder}: another study is at work there; wait for it, or give OUT=") from error
+        yield
 
 
 def run_study(study: str, runs: Path | None, workers: int, data: list[str], tiny: bool) -> tuple[str, list[str]]:
     """Run what is missing of a study and write <runs>/study.md; its report, and the errors of failed runs."""
     name, options = read_study(study)
     options.data = data or options.data
-    folder = runs or Path("runs") / "studies" / name
+    folder = runs or Path("runs") / "studies" / f"{name}{'-tiny' if tiny else ''}"
     trials = trials_of(options, folder)
+    threads = max(1, (os.cpu_count() or 1) // workers)
     print(
         f"{len(options.arms)} arms x {len(options.seeds)} seeds = {len(trials)} runs in {folder}, {workers} at a time"
     )
-    with ThreadPoolExecutor(workers) as pool:
-        outcomes: Any = pool.map(lambda trial: run_trial(options, trial, tiny), trials)
+    with locked(folder), ThreadPoolExecutor(workers) as pool:
+        outcomes = pool.map(lambda trial: run_trial(options, trial, tiny, threads), trials)
         errors = [error for error in tqdm(outcomes, total=len(trials), unit="run") if error]
-    text = report(name, options, trials, errors)
-    partial = folder / ".study.md.part"
-    partial.write_text(text)
-    os.replace(partial, folder / "study.md")
+        found = {data: read_results({(t.arm, t.seed): t.results(data) for t in trials}) for data in options.data}
+        text = report(name, options.base, options.arms, options.method, options.metrics, found, errors)
+        partial = folder / ".study.md.part"
+        partial.write_text(text)
+        os.replace(partial, folder / "study.md")
     return text, errors
 
 

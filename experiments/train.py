@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.ema import Ema
 from callbacks.hparams import LogHyperparameters
@@ -71,14 +73,18 @@ def train(options: Experiment, resume: str = "", init: str = "") -> Path:
         torch.set_num_threads(options.trainer.threads)
     data, system = build_data(options), build_system(options)
     if init:
-        load_weights(system, read_checkpoint(init, "INIT"), averaged=True)
+        hf_branch = isinstance(options, RealTimeCnn) and options.network.hf_branch
+        load_weights(system, read_checkpoint(init, "INIT", hf_branch), averaged=True)
     elif not resume:
         start_from_data(options, system, data)
     folder = run_folder(options, resume)
     trainer = build_trainer(options, folder)
     if trainer.is_global_zero:
         print(summary(options, system, folder), flush=True)
-    trainer.fit(system, datamodule=data, ckpt_path=resume or None, weights_only=True if resume else None)
+    try:
+        trainer.fit(system, datamodule=data, ckpt_path=resume or None, weights_only=True if resume else None)
+    except SIGTERMException:  # Lightning would end with 0, as if the run were finished
+        raise SystemExit(128 + signal.SIGTERM) from None
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
     if trainer.is_global_zero:
         save_products(system, folder)
@@ -215,7 +221,10 @@ def resumed_options(arguments: argparse.Namespace) -> Experiment:
             f"{' '.join(restored) or 'INIT= or TINY='} beside it; leave that out, or start a new run from the weights "
             "with EXP= and INIT="
         )
-    return options_of(read_checkpoint(arguments.resume, "RESUME"), arguments.resume, given)
+    checkpoint = read_checkpoint(arguments.resume, "RESUME")
+    if "loops" not in checkpoint:
+        raise ValueError(f"RESUME={arguments.resume}: weights and no run; start from them with EXP= and INIT=")
+    return options_of(checkpoint, arguments.resume, given)
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ All of it works at half of lr's resolution: 2 x 2 pixels become channels first. 
 deployed.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -73,7 +75,7 @@ class RT4KSR(UpscalingNetwork):
         self.body = nn.Sequential(*[Block(channels, norm, block == "residual", online) for _ in range(blocks)])
         self.hf_branch = RRB(channels, online) if hf_branch else None
         self.gamma = nn.Parameter(torch.ones(1)) if hf_branch else None
-        self.tail_norm = ChannelNorm(channels) if norm else nn.Identity()
+        self.tail_norm = ChannelNorm(channels)
         self.tail = RRB(channels, online)
         self.upsample = nn.Conv2d(channels, 3 * (UNSHUFFLE * scale) ** 2, 3, padding=1)
 
@@ -131,6 +133,10 @@ class RRB(nn.Module):
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Kernel (C,C,3,3) and bias (C,) of the one convolution, with padding 1, that this block is."""
+        with torch.autocast(self.expand.weight.device.type, enabled=False):  # bf16 would round the sums themselves
+            return self._folded()
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
         expand, reduce = self.expand.weight.flatten(1), self.reduce.weight.flatten(1)
         identity = _centre(torch.eye(len(expand), dtype=expand.dtype, device=expand.device))
         middle = self.conv.weight + identity
@@ -192,6 +198,8 @@ def _centre(matrix: Tensor) -> Tensor:
     return F.pad(matrix[:, :, None, None], (1, 1, 1, 1))
 
 
-def check_choice(name: str, found: object, expected: object) -> None:
-    if found not in tuple(expected):  # type: ignore[arg-type]
-        raise ValueError(f"found {name}={found}; expected one of {', '.join(map(str, expected))}")  # type: ignore[call-overload]
+def check_choice(name: str, found: object, expected: Iterable[object]) -> None:
+    """ValueError where what was found for an option is none of its choices."""
+    choices = tuple(expected)
+    if found not in choices:
+        raise ValueError(f"found {name}={found}; expected one of {', '.join(map(str, choices))}")

@@ -23,13 +23,16 @@ _RENAMED = (
 )
 """Released names to ours, applied one after the other."""
 
+_KEYS = ("state_dict", "params_ema", "params", "model")
+"""Under which public checkpoints keep their tensors."""
+
 _LISTED = 4
 
 
 def is_released(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a loaded file has the outer form of a public checkpoint: tensors under `state_dict`, no options."""
-    weights = checkpoint.get("state_dict")
-    return isinstance(weights, Mapping) and bool(weights) and all(isinstance(w, Tensor) for w in weights.values())
+    """Whether a loaded file is a public checkpoint by its outer form: named tensors, by themselves or under a key."""
+    weights = _tensors(checkpoint)
+    return bool(weights) and all(isinstance(weight, Tensor) for weight in weights.values())
 
 
 def read_released(checkpoint: Mapping[str, Any], path: str | Path, variable: str = "CKPT") -> RT4KSR:
@@ -39,7 +42,7 @@ def read_released(checkpoint: Mapping[str, Any], path: str | Path, variable: str
     kept all the same, so that nothing of the file is lost and the network with the branch gives the released output.
     ValueError lists the tensors that are missing, unknown or of another shape.
     """
-    weights = {_renamed(name): tensor for name, tensor in checkpoint["state_dict"].items()}
+    weights = {_renamed(name): tensor for name, tensor in _tensors(checkpoint).items()}
     network = RT4KSR(*_sizes(weights, path, variable))
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -47,6 +50,11 @@ def read_released(checkpoint: Mapping[str, Any], path: str | Path, variable: str
         raise ValueError(f"{variable}={path}: not a released RT4KSR checkpoint: {_difference(found, expected)}")
     network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return network
+
+
+def _tensors(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict: under one of the usual keys, or the file itself."""
+    return next((checkpoint[key] for key in _KEYS if isinstance(checkpoint.get(key), Mapping)), checkpoint)
 
 
 def without_hf_branch(network: RT4KSR) -> RT4KSR:

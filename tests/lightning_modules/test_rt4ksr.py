@@ -16,6 +16,7 @@ from lightning_modules.networks.rt4ksr import (
     high_frequencies,
     size_of,
 )
+from losses.high_frequency import high_frequencies as high_frequencies_of_the_loss
 
 # Parameters of (deployed, training) networks at x2 with the HF branch, as counted in the released code.
 PUBLISHED = {
@@ -134,6 +135,16 @@ def test_down_up_takes_away_the_means_of_2_x_2_pixels():
     image = torch.rand(1, 3, 4, 6)
     means = image.reshape(1, 3, 2, 2, 3, 2).mean((3, 5)).repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(high_frequencies(image, "down_up"), image - means)
+
+
+def test_the_network_and_its_loss_look_at_the_same_high_frequencies():
+    image = torch.rand(1, 3, 11, 8)
+    torch.testing.assert_close(high_frequencies(image, "gaussian"), high_frequencies_of_the_loss(image))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_tail_is_normalised_whatever_the_block(block):
+    assert build(block=block).tail_norm.weight.shape == (24,)
 
 
 def test_flat_images_have_no_high_frequencies():

@@ -76,5 +76,5 @@ def test_other_scales(scale):
 
 
 def test_too_few_channels_are_refused():
-    with pytest.raises(ValueError, match=r"network\.channels=8.*network\.start=linear .*needs 12 channels or more"):
-        start_linear(RT4KSR(channels=8), torch.rand(1, 3, 8, 8), torch.rand(1, 3, 16, 16))
+    with pytest.raises(ValueError, match=r"network\.channels=12.*network\.start=linear .*needs 24 channels or more"):
+        start_linear(RT4KSR(channels=12), torch.rand(1, 3, 8, 8), torch.rand(1, 3, 16, 16))
