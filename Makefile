@@ -87,13 +87,14 @@ evaluate: install ## Measure a checkpoint against bicubic on a test set
 	$(PY) -m experiments.evaluate $(call path,CKPT) $(call path,DATA) $(call each,SET) \
 	  $(call option,--out,OUT) $(call each,ARGS)
 
-upscale: install ## Upscale a photograph, or a folder of them
-##   CKPT=last.ckpt      checkpoint of a run (needed)
-##   IN=photo.jpg        PNG, JPEG or WebP, or a folder of them (needed)
-##   OUT=large.png       folder, or for a single image a file (needed)
-##   SCALE=4             factor (default: the one the model was trained for)
+upscale: install ## Upscale an image, a folder of images or frames, or a video
+##   CKPT=last.ckpt      checkpoint of a run, or a released RT4KSR file (needed)
+##   IN=photo.jpg        PNG, JPEG or WebP, a folder of them, or a video such as clip.mp4 (needed)
+##   OUT=large.png       folder, or for a single image or video a file (needed)
+##   SCALE=4             factor (default: the one the model was trained for; RT4KSR has no other)
 ##   SET="a.b=1"         overrides of single options
-##   ARGS="--format jpg" further options of the program, see `.venv/bin/python -m experiments.upscale --help`
+##   ARGS="--format jpg" further options: --skip-existing goes on after a stop; --half --cuda-graph --compile for RT4KSR;
+##                       --codec --crf --preset for videos (.venv/bin/python -m experiments.upscale --help)
 	$(PY) -m experiments.upscale $(call path,CKPT) $(call path,IN) $(call path,OUT) $(call each,SET) \
 	  $(call option,--scale,SCALE) $(call each,ARGS)
 
