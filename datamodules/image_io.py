@@ -196,12 +196,14 @@ def write_image(
     bit_depth: int = 8,
     icc: bytes | None = None,
     exif: bytes | None = None,
+    compression: int = 6,
 ) -> None:
     """Write (3,H,W) floats in [0,1] (clamped, rounded) as PNG, JPEG (quality 95, 4:4:4) or WebP, by suffix.
 
-    alpha is (1,H,W) in [0,1]; bit_depth 16 needs PNG. EXIF orientation is reset to 1, as pixels are upright. The
-    file appears whole or not at all. Raises ValueError for what the format cannot hold (alpha in JPEG: say which
-    background is wanted by compositing before) and for non-finite pixels.
+    alpha is (1,H,W) in [0,1]; bit_depth 16 needs PNG. compression: zlib's level for PNG of 8 bits, 0 to 9. EXIF
+    orientation is reset to 1, as pixels are upright. The file appears whole or not at all. Raises ValueError for what
+    the format cannot hold (alpha in JPEG: say which background is wanted by compositing before) and for non-finite
+    pixels.
     """
     path = Path(path)
     kind = _checked_kind(path, rgb, alpha, bit_depth)
@@ -215,7 +217,11 @@ def write_image(
             tiff = tags[6:] if tags and tags.startswith(b"Exif\0\0") else tags
             file.write(encode_png16(scaled.astype(np.uint16), icc, tiff))
             return
-        options: dict[str, Any] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}.get(kind, {})
+        options: dict[str, Any] = {
+            "JPEG": {"quality": 95, "subsampling": 0},
+            "WEBP": {"quality": 95},
+            "PNG": {"compress_level": compression},
+        }[kind]
         options |= {"icc_profile": icc} if icc else {}
         options |= {"exif": tags} if tags else {}
         Image.fromarray(scaled.astype(np.uint8)).save(file, kind, **options)
