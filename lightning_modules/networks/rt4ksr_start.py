@@ -2,7 +2,7 @@
 
 A LayerNorm over the channels of a pixel divides by how far they are apart: it takes the brightness out of the features,
 which a network without a skip from lr to sr then has to find its way back to. Here the channels get constants, +1 and
--1 in turn, large beside the signal, so that a pixel's deviation is nearly the same everywhere and the norm nearly linear.
+-1 in turn, large beside the signal: so a pixel's deviation is nearly the same everywhere, and the norm nearly linear.
 """
 
 import torch
