@@ -21,7 +21,7 @@ BAND_BYTES = 4 * 2**20
 """Features of a band of rows, per thread (ours)."""
 
 LEAST_SHARE = 0.1
-"""Of the mean square of a pixel's features: a variance below it is not taken as a difference of two numbers."""
+"""Of the sum of the squares of a pixel's features: if less is left without their mean, it is summed anew."""
 
 
 def upscale_in_bands(network: FoldedRT4KSR, lr: Tensor) -> Tensor:
@@ -41,33 +41,39 @@ class _Bands:
         channels, layers = network.head.out_channels, len(network.body) + 3
         rows = BAND_BYTES * torch.get_num_threads() // (4 * channels * width)
         # a layer is one row behind the one before it: the first band has to reach the last one
-        bands = max(1, round(height / max(rows, 2 * layers)))
+        bands = -(-height // max(rows, 2 * layers))
         self.network, self.height, self.rows = network, height, -(-height // bands)
         widest = max(channels, network.head.in_channels)
         memory = network.head.weight.new_empty((self.rows + layers + 3) * width * widest)
 
         def layer(convolution: nn.Conv2d, norm: nn.Module | None = None) -> _Layer:
-            return _Layer(convolution, norm, memory, width)
+            return _Layer(*_kernel(convolution), norm, memory, width)
 
         self.head = layer(network.head)
         self.body = [layer(*pair) for pair in zip(network.body, network.norms, strict=True)]  # type: ignore[arg-type]
+        if self.body[0].normed:
+            # its mean over the channels can be subtracted before the image is there
+            weight, bias = _kernel(network.head)
+            centred = weight - weight.mean(0), bias - bias.mean()
+            self.head, self.body[0].centred = _Layer(*centred, None, memory, width), True
         self.tail, self.upsample = layer(network.tail, network.tail_norm), layer(network.upsample)
         self.details = None if network.hf_branch is None else (layer(network.head), layer(network.hf_branch))
 
     def run(self, lr: Tensor, sr: Tensor) -> None:
         """Write the result for lr (1,3,H,W) to sr as `_by_blocks` shows it."""
         network, done = self.network, 0
-        high = None if self.details is None else high_frequencies(lr, network.extraction)
         waiting = lr.new_empty(1, network.head.out_channels, 0, lr.shape[3] // UNSHUFFLE)
+        high = lr if self.details is None else high_frequencies(lr, network.extraction)
+        lr, high = _pairs(lr), _pairs(high)
         for top in range(0, self.height, self.rows):
             last = top + self.rows >= self.height
             rows = slice(UNSHUFFLE * top, UNSHUFFLE * (top + self.rows))
-            deep = self.head(F.pixel_unshuffle(lr[:, :, rows], UNSHUFFLE), last)
+            deep = self.head(_unshuffled(lr[:, :, rows]), last)
             for layer in self.body:
                 refined = _gelu(layer(deep, last))
                 deep = refined.add_(layer.skip()) if network.residual else refined
-            if self.details is not None and high is not None:
-                shallow = self.details[0](F.pixel_unshuffle(high[:, :, rows], UNSHUFFLE), last)
+            if self.details is not None:
+                shallow = self.details[0](_unshuffled(high[:, :, rows]), last)
                 # two layers behind the image here, more than two in the body: the rest waits
                 waiting = torch.cat([waiting, _gelu(self.details[1](shallow, last))], 2)
                 deep.add_(waiting[:, :, : deep.shape[2]], alpha=network.gamma)
@@ -81,14 +87,12 @@ class _Layer:
     """A 3 x 3 convolution with zero padding, after a LayerNorm or not, of an image that comes in bands from above.
 
     Its input lies in memory that all layers share: one after the other they need it, and so it stays in the cache. The
-    convolution does all of a LayerNorm but the division: its kernel holds the scale and the subtraction of the mean,
-    its own bias what the bias adds, which `_without_border` takes back where the kernel reaches over the border.
+    convolution does all of a LayerNorm but the division: its kernel subtracts the mean and holds the scale, its own
+    bias has what the LayerNorm's adds, which `_without_border` takes back where the kernel reaches over the border.
     """
 
-    def __init__(self, convolution: nn.Conv2d, norm: nn.Module | None, memory: Tensor, width: int) -> None:
-        weight = convolution.weight
-        bias = weight.new_zeros(len(weight)) if convolution.bias is None else convolution.bias
-        channels = weight.shape[1]
+    def __init__(self, weight: Tensor, bias: Tensor, norm: nn.Module | None, memory: Tensor, width: int) -> None:
+        channels, self.centred = weight.shape[1], False
         self.normed, self.border = isinstance(norm, ChannelNorm), weight.new_zeros(0)
         if isinstance(norm, ChannelNorm):
             # by row and column of the kernel: what the LayerNorm's bias adds, and in the last ones the sums
@@ -96,7 +100,7 @@ class _Layer:
             border = torch.cat([border, border.sum(0, keepdim=True)])
             self.border = torch.cat([border, border.sum(1, keepdim=True)], 1)[..., None]
             bias = bias + self.border[3, 3, :, 0]
-            weight = weight * norm.weight[:, None, None]
+            weight = weight * (channels**0.5 * norm.weight[:, None, None])
             weight = weight - weight.mean(1, keepdim=True)
         self.kernel, self.bias = weight.contiguous(memory_format=torch.channels_last), bias
         rows = len(memory) // (channels * width)
@@ -111,7 +115,7 @@ class _Layer:
         end = start + features.shape[2]
         self.memory[:, :, :start] = self.above
         if self.normed:
-            torch.mul(features, _inverse_deviation(features), out=self.memory[:, :, start:end])
+            torch.mul(features, _inverse_length(features, self.centred), out=self.memory[:, :, start:end])
         else:
             self.memory[:, :, start:end] = features
         if last:
@@ -127,14 +131,23 @@ class _Layer:
         return self.input[:, :, 1:-1]
 
 
-def _inverse_deviation(features: Tensor) -> Tensor:
-    """1 / sqrt(variance + eps) over the channels of (1,C,h,w), as (1,1,h,w)."""
-    mean, length = features.mean(1, keepdim=True), torch.linalg.vector_norm(features, dim=1, keepdim=True)
-    square = length.square_().div_(features.shape[1])
-    variance = torch.addcmul(square, mean, mean, value=-1)
-    if float((variance / square).amin()) < LEAST_SHARE:
-        variance = (features - mean).square().mean(1, keepdim=True)
-    return variance.add_(NORM_EPS).rsqrt_()
+def _kernel(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias."""
+    weight, bias = convolution.weight, convolution.bias
+    return weight, weight.new_zeros(len(weight)) if bias is None else bias
+
+
+def _inverse_length(features: Tensor, centred: bool) -> Tensor:
+    """1 / sqrt(C variance + C eps) over the channels of (1,C,h,w), as (1,1,h,w); the mean is 0 where `centred`."""
+    channels = features.shape[1]
+    spread = square = torch.linalg.vector_norm(features, dim=1, keepdim=True).square_()
+    if not centred:
+        # `mean` is twice as slow as `sum`
+        total = features.sum(1, keepdim=True)
+        spread = torch.addcmul(square, total, total, value=-1 / channels)
+        if float((spread / square).amin()) < LEAST_SHARE:
+            spread = (features - total / channels).square().sum(1, keepdim=True)
+    return spread.add_(channels * NORM_EPS).rsqrt_()
 
 
 def _without_border(result: Tensor, border: Tensor, first: bool, last: bool) -> Tensor:
@@ -154,6 +167,17 @@ def _gelu(features: Tensor) -> Tensor:
     """GELU in place. PyTorch leaves contiguous tensors to oneDNN, whose kernel takes two thirds of its own's time."""
     torch.ops.aten.gelu_(features.permute(0, 2, 3, 1))
     return features
+
+
+def _pairs(lr: Tensor) -> Tensor:
+    """(1,3,H,W) with two neighbours in a row as one value, (1,3,H,W/2): half as many to move."""
+    return (lr.clone() if lr.storage_offset() % 2 else lr.contiguous()).view(torch.float64)
+
+
+def _unshuffled(pairs: Tensor) -> Tensor:
+    """What pixel_unshuffle makes of an image as `_pairs` gives it, (1,12,h,w), channels last."""
+    pixels = pairs.unflatten(2, (-1, UNSHUFFLE)).permute(0, 2, 4, 1, 3).contiguous()
+    return pixels.view(torch.float32).flatten(3).permute(0, 3, 1, 2)
 
 
 def _by_blocks(image: Tensor, side: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import rt4ksr
 from benchmarks.rt4ksr import Case, case, compare, network_of, times
-from benchmarks.rt4ksr_floor import HALF_RATES, Rates, Work, measured_rates, rates_of, work
+from benchmarks.rt4ksr_floor import HALF_RATES, Rates, Work, rates_of, work
 
 CPU = torch.device("cpu")
 H200 = HALF_RATES["NVIDIA H200"]
@@ -48,11 +48,9 @@ def test_the_floor_is_the_larger_of_both_times():
 def test_rates_are_measured_where_none_are_published():
     rates = rates_of(CPU, torch.float32)
     assert "measured" in rates.source
-    again = measured_rates(CPU, torch.float32)
-    # any processor, however busy: 0.1 GFLOP/s to 100 TFLOP/s, 10 MB/s to 10 TB/s
-    for found in (rates, again):
-        assert 1e8 < found.flops < 1e14
-        assert 1e7 < found.bytes < 1e13
+    # any processor, however busy
+    assert 1e8 < rates.flops < 1e14
+    assert 1e7 < rates.bytes < 1e13
 
 
 def test_warm_ups_are_not_timed_and_every_repeat_is():
@@ -97,6 +95,7 @@ def test_the_comparison_prints_how_far_and_how_fast(monkeypatch, capsys):
     assert 0 < difference < 1e-5
 
 
+@pytest.mark.slow
 def test_a_row_of_the_protocol_in_a_process_of_its_own(monkeypatch, capsys):
     options = ["--tables", "protocol", "--cases", "64x96x3", "--hf", "off", "--warm-ups", "1", "--repeats", "3"]
     said = run(monkeypatch, capsys, "--device", "cpu", *options)
