@@ -82,14 +82,17 @@ def largest_difference(first, second):
 
 @pytest.mark.parametrize("name", shipped_experiments())
 def test_two_processes_train_what_one_does(name, runs_on_two, bases, tmp_path):
-    single = train(load_options(name, overrides_for(bases(name), tmp_path), tiny=True))
+    options = load_options(name, overrides_for(bases(name), tmp_path), tiny=True)
+    single = train(options)
     two, one = contents(runs_on_two / f"{name}-tiny"), contents(single)
     assert two["global_step"] == one["global_step"] == 2
 
-    # 1e-5: the first steps of Adam follow the sign of a gradient, also where it is little more than rounding
-    assert largest_difference(two["state_dict"], one["state_dict"]) < 1e-5
-    shadows = [checkpoint["callbacks"]["Ema"]["shadow"] for checkpoint in (two, one)]
-    assert largest_difference(*shadows) < 1e-5
+    # the first steps of Adam follow the sign of a gradient, also where it is little more than rounding
+    limit = max(1e-5, 0.2 * options.optimizer.learning_rate)
+    assert largest_difference(two["state_dict"], one["state_dict"]) < limit
+    if options.ema.decay:
+        shadows = [checkpoint["callbacks"]["Ema"]["shadow"] for checkpoint in (two, one)]
+        assert largest_difference(*shadows) < limit
     # Adam hides the gradients' size; their first moments do not, and half a batch would give others.
     assert len(two["optimizer_states"]) == len(one["optimizer_states"])
     for side, other in zip(two["optimizer_states"], one["optimizer_states"], strict=True):
@@ -97,7 +100,7 @@ def test_two_processes_train_what_one_does(name, runs_on_two, bases, tmp_path):
         for number, state in expected.items():
             size = state["exp_avg"].abs().max().item()
             # 1e-8: gradients that cancel to zero, as of a hinge loss at a head's bias, are rounding alone
-            assert (moments[number]["exp_avg"] - state["exp_avg"]).abs().max().item() <= 1e-2 * size + 1e-8
+            assert (moments[number]["exp_avg"] - state["exp_avg"]).abs().max().item() <= 5e-2 * size + 1e-8
         assert max(state["exp_avg"].abs().max().item() for state in expected.values()) > 1e-5
 
     assert scalars(runs_on_two / f"{name}-tiny") == pytest.approx(scalars(single), rel=1e-3, abs=1e-4)
