@@ -43,7 +43,7 @@ def run(model: bytes | Path, lr: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What a run of s_x2_mini with fewer blocks and channels leaves, without its training: all exports are faster."""
-    options = load_options("rt4ksr/s_x2_mini", ["network.blocks=1", "network.channels=8"])
+    options = load_options("rt4ksr/s_x2_mini", ["network.blocks=1", "network.channels=8", "network.start=random"])
     system = build_system(options)
     path = tmp_path_factory.mktemp("run") / "checkpoints" / "last.ckpt"
     weights = {name: value.detach() for name, value in system.named_parameters()}
@@ -224,8 +224,12 @@ def test_a_missing_package_is_named_with_its_extra(package, checkpoint, monkeypa
         ("runs/rt4ksr/mini/checkpoints/last.ckpt", "", False, "runs/rt4ksr/mini/export/mini.onnx"),
         ("runs/rt4ksr/mini/checkpoints/last.ckpt", "", True, "runs/rt4ksr/mini/export/mini_fp16.onnx"),
         ("weights/rt4ksr_x2.pth", "", False, "runs/export/rt4ksr_x2.onnx"),
+        ("code/checkpoints/rt4ksr_x2.pth", "", False, "runs/export/rt4ksr_x2.onnx"),
         ("weights/rt4ksr_x2.pth", "a/net.onnx", True, "a/net.onnx"),
     ],
 )
-def test_where_the_file_goes(source, out, half, target) -> None:
+def test_where_the_file_goes(source, out, half, target, tmp_path, monkeypatch) -> None:
+    (tmp_path / "runs" / "rt4ksr" / "mini").mkdir(parents=True)
+    (tmp_path / "runs" / "rt4ksr" / "mini" / "options.yaml").touch()
+    monkeypatch.chdir(tmp_path)
     assert target_path(source, out, half) == Path(target)
