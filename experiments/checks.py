@@ -24,7 +24,7 @@ from lightning_modules.color_fix import COLOR_FIXES
 from lightning_modules.networks.codec import LAYOUTS, codec_cell
 from lightning_modules.networks.flux import TOKEN_CELLS
 from lightning_modules.networks.rope import VARIANTS
-from lightning_modules.networks.rt4ksr import BLOCKS, EXTRACTIONS, SCALES, UNSHUFFLE, size_of
+from lightning_modules.networks.rt4ksr import BLOCKS, EXTRACTIONS, SCALES, UNSHUFFLE
 from lightning_modules.networks.rt4ksr import VARIANTS as NETWORK_VARIANTS
 from lightning_modules.networks.rt4ksr_start import FEWEST_CHANNELS
 from lightning_modules.networks.rt4ksr_steps import FEATURES, STEP_BLOCKS
@@ -279,7 +279,8 @@ def _transformer(options: OneStepFlux | LatentFlow) -> Iterator[str]:
 
 def _network(network: NetworkOptions) -> Iterator[str]:
     """Options of table 1's networks beside a block of RT4KSR and the reverse, and a start that needs its norms."""
-    channels = network.channels or size_of(network.variant)[1]
+    _, channels = NETWORK_VARIANTS.get(network.variant, (0, FEWEST_CHANNELS))  # another name is refused by its rule
+    channels = network.channels or channels
     if network.start == "linear" and channels < FEWEST_CHANNELS:
         yield f"network.channels={channels}: network.start=linear needs {FEWEST_CHANNELS} or more"
     if network.start == "linear" and network.block != "layer_norm":
