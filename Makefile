@@ -30,6 +30,11 @@ $(call need,evaluate,DATA,make evaluate CKPT=runs/op4ksr/mini/checkpoints/last.c
 $(call need,upscale,CKPT,make upscale CKPT=runs/op4ksr/mini/checkpoints/last.ckpt IN=photo.jpg OUT=large.png)
 $(call need,upscale,IN,make upscale CKPT=runs/op4ksr/mini/checkpoints/last.ckpt IN=photo.jpg OUT=large.png)
 $(call need,upscale,OUT,make upscale CKPT=runs/op4ksr/mini/checkpoints/last.ckpt IN=photo.jpg OUT=large.png)
+$(call need,curate,RAW,make curate RAW=photographs OUT=data/curated)
+$(call need,curate,OUT,make curate RAW=photographs OUT=data/curated)
+$(call need,shards,IN,make shards IN=data/curated OUT=data/4ksr-train)
+$(call need,shards,OUT,make shards IN=data/curated OUT=data/4ksr-train)
+$(call need,shards-check,IN,make shards-check IN=data/4ksr-train)
 $(call need,export,CKPT,make export CKPT=runs/rt4ksr/s_x2_mini/checkpoints/last.ckpt)
 $(call need,study,STUDY,make study STUDY=l_hf)
 $(call need,sigma,EXP,make sigma EXP=op4ksr/mini_lora)
@@ -37,11 +42,11 @@ $(call need,prompt,FLUX,make prompt FLUX=weights/FLUX.1-dev OUT=weights/prompt.s
 $(call need,prompt,OUT,make prompt FLUX=weights/FLUX.1-dev OUT=weights/prompt.safetensors)
 $(call need,bench,BENCH,make bench BENCH=degradations)
 
-.PHONY: help install demo train study board evaluate upscale export sigma prompt options bench test test-slow lint format lock clean
+.PHONY: help install demo curate shards shards-check train study board evaluate upscale export sigma prompt options bench test test-slow lint format lock clean
 
 help: ## Explain every target (the default)
 	@echo 'make TARGET [VARIABLE=value ...]'
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "\n  %-11s %s\n", $$1, $$2 } /^##   / { print "             " substr($$0, 4) }' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "\n  %-12s %s\n", $$1, $$2 } /^##   / { print "             " substr($$0, 4) }' Makefile
 	@echo
 	@echo 'A path with spaces goes in quotes: IN="my photo.jpg". SET holds overrides, split at spaces: SET="seed=1 data.crop=192".'
 	@echo 'The programs exit with 2 for wrong input and 1 where some files of a batch failed; make turns both into its own 2.'
@@ -54,6 +59,27 @@ demo: install ## Train a small OP4KSR student from nothing, measure it and upsca
 ##   SEED=0              seed of its trainings
 ##   SET="a.b=1"         overrides for all of its trainings
 	$(PY) -m experiments.demo $(call each,SET) $(call option,--folder,DEMO) $(call option,--seed,SEED)
+
+curate: install ## Choose the photographs that are fit for training, with a reason for every other one
+##   RAW=folder          photographs, in folders of any depth (needed)
+##   OUT=data/curated    for the table, the report page and the list of kept files (needed); goes on where it was stopped
+##   CONFIG=photos4k     bounds and models: name below experiments/curation/, or a YAML file
+##   SET="a.b=1"         overrides, such as preliminary.short_side=1440; new bounds reuse all scores
+##   ENGINE=ray          on Ray, one machine or a cluster: .venv/bin/pip install -e ".[ray]" (default: local)
+##   WORKERS=8           processes (default: one per core)
+	$(PY) -m experiments.curate $(call path,RAW) $(call path,OUT) $(call each,SET) $(call option,--config,CONFIG) \
+	  $(call option,--engine,ENGINE) $(call option,--workers,WORKERS)
+
+shards: install ## Pack curated photographs, or any folder of images, into tar files for training
+##   IN=data/curated     what make curate wrote, or a folder of images (needed)
+##   OUT=data/4ksr-train folder of the shards, for data.train= (needed); goes on where it was stopped
+##   SHARD_MB=1000       size of a tar file
+	$(PY) -m experiments.shards $(call path,IN) $(call path,OUT) $(call option,--shard-mb,SHARD_MB)
+
+shards-check: install ## Read all shards and compare every byte with its checksum
+##   IN=data/4ksr-train  folder or address of the shards (needed)
+##   WORKERS=8           processes (default: one per core)
+	$(PY) -m experiments.shards_check $(call path,IN) $(call option,--workers,WORKERS)
 
 train: install ## Train one experiment; the run goes to runs/<name>
 ##   EXP=op4ksr/mini     name below experiments/, or a YAML file; needed unless RESUME= is given

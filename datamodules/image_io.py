@@ -29,6 +29,10 @@ class ImageReadError(ValueError):
     """A file that cannot be read as an image; the message is one sentence naming the file, found and expected."""
 
 
+class TooManyPixelsError(ImageReadError):
+    """An image of more pixels than is allowed, refused before any is decoded."""
+
+
 @dataclass(frozen=True)
 class LoadedImage:
     """A decoded image, upright.
@@ -85,21 +89,32 @@ def _files_below(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in files)
 
 
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a file says of itself before any pixel is decoded: upright size, Pillow's names of format and mode."""
+
+    height: int
+    width: int
+    format: str
+    mode: str
+
+
 @contextlib.contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+def _opened(source: Path | bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """The file opened by Pillow and checked for its size, any failure inside told as ImageReadError."""
-    if not path.exists():
-        raise FileNotFoundError(f"no image file at {path}")
+    if isinstance(source, Path) and not source.exists():
+        raise FileNotFoundError(f"no image file at {source}")
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is checked below, with our own message
     try:
-        if path.is_file() and path.stat().st_size == 0:
-            raise ImageReadError(f"{path} is an empty file, expected a {FORMATS} image")
-        with warnings.catch_warnings(), Image.open(path) as image:
+        empty = source.is_file() and source.stat().st_size == 0 if isinstance(source, Path) else not source
+        if empty:
+            raise ImageReadError(f"{name} is an empty file, expected a {FORMATS} image")
+        with warnings.catch_warnings(), Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
             warnings.simplefilter("ignore")
             width, height = image.size
             if width * height > max_pixels:
-                raise ImageReadError(
-                    f"{path} has {width} x {height} = {width * height} pixels, more than max_pixels={max_pixels}; "
+                raise TooManyPixelsError(
+                    f"{name} has {width} x {height} = {width * height} pixels, more than max_pixels={max_pixels}; "
                     "raise max_pixels if the file is to be trusted"
                 )
             yield image
@@ -107,16 +122,16 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # Pillow's decoders raise a dozen kinds for broken files
         raise ImageReadError(
-            f"{path} {_what_was_found(path)}, expected a whole PNG, JPEG, WebP or BMP image"
+            f"{name} {_what_was_found(source)}, expected a whole PNG, JPEG, WebP or BMP image"
         ) from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _what_was_found(path: Path) -> str:
-    if path.is_dir():
+def _what_was_found(source: Path | bytes) -> str:
+    if isinstance(source, Path) and source.is_dir():
         return "is a folder"
-    head = path.read_bytes()[:512]
+    head = source[:512] if isinstance(source, bytes) else source.read_bytes()[:512]
     starts = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WebP", b"BM": "BMP"}
     for magic, kind in starts.items():
         if head.startswith(magic):
@@ -127,26 +142,39 @@ def _what_was_found(path: Path) -> str:
     return "is not an image of a known format"
 
 
+def read_header(source: str | Path | bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> ImageHeader:
+    """A file's header, from its path or its bytes; errors as `decode`."""
+    source = Path(source) if isinstance(source, str) else source
+    with _opened(source, name or _name_of(source), max_pixels) as image:
+        width, height = image.size
+        upright = (width, height) if _orientation(image) >= 5 else (height, width)
+        return ImageHeader(*upright, format=image.format or "", mode=image.mode)
+
+
 def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(height, width) of the upright image, from the header alone; errors as `read_image`."""
-    with _opened(Path(path), max_pixels) as image:
-        width, height = image.size
-        return (width, height) if _orientation(image) >= 5 else (height, width)
+    header = read_header(Path(path), max_pixels=max_pixels)
+    return header.height, header.width
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> LoadedImage:
-    """Decode an image of any mode to upright RGB; of several frames (MPO, animation) the first.
+    """Decode a file as `decode` does; FileNotFoundError where there is none."""
+    return decode(Path(path), max_pixels=max_pixels)
 
-    Raises FileNotFoundError where there is no file, ImageReadError where it is no whole image or has more than
-    max_pixels. 16-bit PNG is decoded by torchvision, because Pillow reduces 16-bit colour to 8 bits.
+
+def decode(source: Path | bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> LoadedImage:
+    """Decode an image of any mode to upright RGB, from its path or its bytes; of several frames (MPO) the first.
+
+    name stands for the file in messages. Raises ImageReadError where it is no whole image, TooManyPixelsError where it
+    has more than max_pixels. 16-bit PNG is decoded by torchvision, because Pillow reduces 16-bit colour to 8 bits.
     """
-    path = Path(path)
-    with _opened(path, max_pixels) as image:
+    with _opened(source, name or _name_of(source), max_pixels) as image:
         icc, exif, orientation = image.info.get("icc_profile"), image.info.get("exif"), _orientation(image)
-        with path.open("rb") as file:
-            deep = is_png16(file.read(26))
-        if deep:
-            pixels = decode_image(torch.from_numpy(np.fromfile(path, np.uint8)), ImageReadMode.UNCHANGED)
+        if is_png16(_head(source)):
+            whole = (
+                np.fromfile(source, np.uint8) if isinstance(source, Path) else np.frombuffer(source, np.uint8).copy()
+            )
+            pixels = decode_image(torch.from_numpy(whole), ImageReadMode.UNCHANGED)
         else:
             pixels = torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1)
             icc = None if image.mode == "CMYK" else icc
@@ -156,6 +184,17 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> LoadedImage:
     alpha = pixels[-1:] if pixels.shape[0] in (2, 4) else None
     colour = pixels[: 3 if pixels.shape[0] >= 3 else 1]
     return LoadedImage(colour.expand(3, -1, -1), alpha, 16 if pixels.dtype == torch.uint16 else 8, icc, exif)
+
+
+def _name_of(source: Path | bytes) -> str:
+    return str(source) if isinstance(source, Path) else "the image"
+
+
+def _head(source: Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source[:26]
+    with source.open("rb") as file:
+        return file.read(26)
 
 
 def _orientation(image: Image.Image) -> int:

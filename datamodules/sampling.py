@@ -1,17 +1,13 @@
-"""Epoch order from the seed, equal batches on every rank, and datasets of seeded crops."""
+"""Epoch order from the seed, equal batches on every rank, exact resume."""
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
-from datamodules.image_io import to_unit
 from datamodules.randomness import generator_for
-from datamodules.sources import ImageSource
-from datamodules.synthetic import procedural_image
 
 
 class ResumableBatchSampler(Sampler[list[int]]):
@@ -87,90 +83,12 @@ def sample_key(
     """
     epoch, place = divmod(number, images * crops_per_image)
     group, member = divmod(place, crops_per_decode)
-    order = _epoch_order(seed, epoch, images * crops_per_image // crops_per_decode)
+    order = shuffled((seed, epoch), images * crops_per_image // crops_per_decode)
     slot = int(order[group]) * crops_per_decode + member
     return seed, epoch, slot // crops_per_image, slot % crops_per_image
 
 
 @lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, length: int) -> Tensor:
-    return torch.randperm(length, generator=generator_for((seed, epoch), "order"))
-
-
-class CropDataset(Dataset[dict[str, Tensor]]):
-    """Seeded training crops, flipped and turned, addressed by their number in the run (any number from 0).
-
-    An item holds `hr`, (3,crop,crop) float32 in [0,1], and `key`, int64 (seed, epoch, index, crop). A share of the
-    samples, chosen by their keys, is a procedural image in place of the photograph. crops_per_decode samples in a row
-    come from one image, which the source keeps for so long. `len` is that of one epoch.
-    """
-
-    def __init__(
-        self,
-        source: ImageSource,
-        crop: int,
-        seed: int,
-        crops_per_image: int = 1,
-        procedural_share: float = 0.0,
-        crops_per_decode: int = 1,
-    ) -> None:
-        if crops_per_image % crops_per_decode:
-            raise ValueError(
-                f"data.crops_per_decode={crops_per_decode}: expected a divisor of data.crops_per_image="
-                f"{crops_per_image}"
-            )
-        self.source = source
-        self.crop = crop
-        self.seed = seed
-        self.crops_per_image = crops_per_image
-        self.procedural_share = procedural_share
-        self.crops_per_decode = crops_per_decode
-
-    def __len__(self) -> int:
-        return len(self.source) * self.crops_per_image
-
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
-        key = sample_key(number, len(self.source), self.crops_per_image, self.seed, self.crops_per_decode)
-        generator = generator_for(key, "crop")
-        if float(torch.rand(1, generator=generator)) < self.procedural_share:
-            hr = procedural_image(self.crop, generator)
-        else:
-            hr = random_crop(self.source.load(key[2]), self.crop, generator)
-        return {"hr": random_symmetry(hr, generator), "key": torch.tensor(key)}
-
-
-class ValidationCrops(Dataset[dict[str, Any]]):
-    """Fixed crops of held-out images: number i is of image i modulo their number, placed by (seed, i).
-
-    An item holds `hr`, (3,crop,crop) float32 in [0,1], `key`, int64 (seed, -1, i, 0), and `name`.
-    """
-
-    def __init__(self, source: ImageSource, crop: int, seed: int, count: int) -> None:
-        self.source = source
-        self.crop = crop
-        self.seed = seed
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        key = (self.seed, -1, index, 0)
-        turn, image = divmod(index, len(self.source))
-        hr = random_crop(self.source.load(image), self.crop, generator_for(key, "crop"))
-        name = self.source.name(image) + (f"-{turn + 1}" if turn else "")
-        return {"hr": hr, "key": torch.tensor(key), "name": name}
-
-
-def random_crop(pixels: Tensor, crop: int, generator: torch.Generator) -> Tensor:
-    """A (3,crop,crop) float32 crop in [0,1] of (3,H,W) pixels, its place uniform."""
-    height, width = pixels.shape[-2:]
-    top = int(torch.randint(height - crop + 1, (1,), generator=generator))
-    left = int(torch.randint(width - crop + 1, (1,), generator=generator))
-    return to_unit(pixels[:, top : top + crop, left : left + crop]).contiguous()
-
-
-def random_symmetry(image: Tensor, generator: torch.Generator) -> Tensor:
-    """One of the eight symmetries of the square, drawn uniformly, of (3,S,S)."""
-    turns, flip = divmod(int(torch.randint(8, (1,), generator=generator)), 2)
-    return torch.rot90(image.flip(-1) if flip else image, turns, (-2, -1)).contiguous()
+def shuffled(key: tuple[int, ...], length: int, purpose: str = "order") -> Tensor:
+    """0..length-1 (int32) in the order that key and purpose give; the latest are kept, as every sample asks."""
+    return torch.randperm(length, generator=generator_for(key, purpose)).int()

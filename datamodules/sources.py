@@ -1,50 +1,76 @@
-"""Image sources: named files of a folder, or the bundled photographs, decoded on demand."""
+"""Image sources: a folder of images, shards, or the bundled photographs, decoded on demand."""
 
 import hashlib
-import warnings
-from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
+from datamodules.image_cache import CACHE_BYTES, ImageCache, large_enough
 from datamodules.image_io import image_size, list_images, read_image
+from datamodules.shards.reader import is_shards, open_shards
 from datamodules.synthetic import bundled_path
 
 BUNDLED = "bundled"
-CACHE_BYTES = 512 * 1024**2
 
 
-class ImageSource:
-    """A fixed, ordered set of image files.
+class ImageSource(Protocol):
+    """A fixed, ordered set of images."""
 
-    The most recently decoded images stay in memory, up to cache_bytes per process: small sets are decoded once,
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """The image's path relative to its folder, without suffix."""
+
+    def sizes(self) -> np.ndarray:
+        """(N,2) height and width of the upright images."""
+
+    def fingerprint(self) -> str:
+        """A hash by which a changed set is recognised."""
+
+    def load(self, index: int) -> Tensor:
+        """(3,H,W) RGB pixels, uint8 or uint16 as in the file; a ValueError names what cannot be read."""
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Make ready, where that saves time, what is loaded next."""
+
+
+class ImageFiles:
+    """Image files as a source.
+
+    The most recently decoded images stay in memory, up to image_bytes per process: small sets are decoded once,
     while large sets cost no more than this.
     """
 
-    def __init__(self, paths: Sequence[Path], names: Sequence[str], cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        names: Sequence[str],
+        sizes: Sequence[tuple[int, int]],
+        image_bytes: int = CACHE_BYTES,
+    ) -> None:
         self.paths = list(paths)
         self.names = list(names)
-        self.cache_bytes = cache_bytes
-        self._cache: OrderedDict[int, Tensor] = OrderedDict()
+        self._sizes = np.asarray(sizes, np.int32).reshape(-1, 2)
+        self._images = ImageCache(image_bytes)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """The image's path relative to its folder, without suffix."""
         return self.names[index]
 
+    def sizes(self) -> np.ndarray:
+        return self._sizes
+
     def load(self, index: int) -> Tensor:
-        """(3,H,W) RGB pixels, uint8 or uint16 as in the file; ImageReadError names a broken file."""
-        if index in self._cache:
-            self._cache.move_to_end(index)
-            return self._cache[index]
-        pixels = read_image(self.paths[index]).pixels
-        self._cache[index] = pixels
-        while len(self._cache) > 1 and sum(image.nbytes for image in self._cache.values()) > self.cache_bytes:
-            self._cache.popitem(last=False)
-        return pixels
+        return self._images.get(index, lambda index: read_image(self.paths[index]).pixels)
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Files on a disk need none."""
 
     def fingerprint(self) -> str:
         """A hash of names and file sizes: equal where, as far as these tell, the data are."""
@@ -52,13 +78,34 @@ class ImageSource:
         return hashlib.blake2b("".join(lines).encode(), digest_size=16).hexdigest()
 
 
-def open_source(location: str, bundled: Sequence[str], min_size: int, option: str, size_option: str) -> ImageSource:
-    """The images at a folder, or the bundled photographs of these names where location is "bundled".
+@dataclass(frozen=True)
+class Caches:
+    """What a source may keep: decoded images in each process, and copies of remote shards' images in a folder."""
+
+    image_bytes: int = CACHE_BYTES
+    folder: str = "runs/cache"
+    folder_bytes: int = 50 * 10**9
+
+
+def open_source(
+    location: str,
+    bundled: Sequence[str],
+    min_size: int,
+    option: str,
+    size_option: str,
+    caches: Caches = Caches(),
+) -> ImageSource:
+    """The images of a folder or of shards, or the bundled photographs of these names where location is "bundled".
 
     Images with a side below min_size are left out with a warning that names them. Raises FileNotFoundError for a
-    missing folder, ValueError for one without (large enough) images; both name option and size_option, the keys to
-    change. A file that is no image raises ImageReadError now, one damaged further in when it is decoded.
+    missing folder, ValueError for one without (large enough) images, ShardError for shards that are not whole; all
+    name option and size_option, the keys to change. A file that is no image raises ImageReadError now, one damaged
+    further in when it is decoded.
     """
+    if is_shards(location):
+        return open_shards(
+            location, caches.folder, caches.folder_bytes, min_size, option, size_option, caches.image_bytes
+        )
     if location == BUNDLED:
         paths = [bundled_path(name) for name in bundled]
         names = [path.stem for path in paths]
@@ -70,21 +117,9 @@ def open_source(location: str, bundled: Sequence[str], min_size: int, option: st
         names = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
         if not paths:
             raise ValueError(f"{option}={location} holds no PNG, JPEG, WebP or BMP image: {describe_folder(root)}")
-    kept = [i for i, path in enumerate(paths) if min(image_size(path)) >= min_size]
-    if not kept:
-        raise ValueError(
-            f"{option}={location}: all {len(paths)} images have a side below {size_option}={min_size} px; "
-            f"lower {size_option} or point {option} at larger images"
-        )
-    if len(kept) < len(paths):
-        left_out = sorted(set(range(len(paths))) - set(kept))
-        listed = ", ".join(paths[i].name for i in left_out[:5]) + (", ..." if len(left_out) > 5 else "")
-        warnings.warn(
-            f"{option}={location}: {len(left_out)} of {len(paths)} images are smaller than {size_option}={min_size} "
-            f"and left out: {listed}",
-            stacklevel=2,
-        )
-    return ImageSource([paths[i] for i in kept], [names[i] for i in kept])
+    sizes = [image_size(path) for path in paths]
+    kept = large_enough(np.array(sizes), lambda i: paths[i].name, min_size, f"{option}={location}", size_option)
+    return ImageFiles([paths[i] for i in kept], [names[i] for i in kept], [sizes[i] for i in kept], caches.image_bytes)
 
 
 def describe_folder(folder: Path) -> str:

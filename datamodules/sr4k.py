@@ -1,5 +1,6 @@
 """SR4KDataModule: photographs to seeded HR crops, degraded on the batch's device; exact resume."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,30 +11,42 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from datamodules.crops import PREFERENCES, CropDataset, ValidationCrops
 from datamodules.degradations.pipeline import PRESETS, DegradationPipeline
 from datamodules.pairs import ValidationPairs, has_pairs, paired_folder
 from datamodules.randomness import generator_for
-from datamodules.sampling import CropDataset, ResumableBatchSampler, ValidationCrops, even_batches, single_batches
-from datamodules.sources import BUNDLED, open_source
+from datamodules.sampling import ResumableBatchSampler, even_batches, single_batches
+from datamodules.sources import BUNDLED, Caches, ImageSource, open_source
 from datamodules.synthetic import HELD_OUT_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS
+from datamodules.whole_images import WholeImages
 
 Degradation = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
 
-OLDER = {"data.crops_per_decode": 1}
+SAMPLES = ("crop", "whole")
+OLDER = {
+    "data.crops_per_decode": 1,
+    "data.sample": "crop",
+    "data.whole_side": 1024,
+    "data.crop_preference": "uniform",
+    "data.crop_candidates": 4,
+}
 """What checkpoints that were written before an option existed stand for."""
 
 
 class SR4KDataModule(pl.LightningDataModule):
     """Batches {hr, key, lr} (validation: name too) for super-resolution; hr and lr float32 in [0,1].
 
-    train, val: folders of images, or "bundled" (scikit-image's photographs, see `synthetic`). A val with HR/ and LR/
-    inside (see `pairs`) is validated on as it is: whole images, each a batch of its own, lr as given; val_crop,
-    val_count and val_batch_size say nothing then.
+    train, val: folders of images, shards (a folder or address, see `shards`), or "bundled" (scikit-image's photographs,
+    see `synthetic`). A val with HR/ and LR/ inside (see `pairs`) is validated on as it is: whole images, each a batch
+    of its own, lr as given; val_crop, val_count and val_batch_size say nothing then. cache, cache_gb: folder and
+    largest size of the local copies of remote shards. decoded_mb: MB of decoded images that each process keeps.
     crop, val_crop: sides of the square HR crops in px, multiples of scale.
     batch_size: samples per step over all ranks. steps: batches of the whole run, which is one Lightning epoch.
     crops_per_image: crops of each image per pass over the data. crops_per_decode: how many of them follow one another,
     so that the image is decoded once for all; where it divides a rank's share of the batch none are torn apart.
-    procedural_share: share of procedural images, 0-1.
+    crop_preference: uniform, or the most detailed or flattest of crop_candidates places. sample: crop, or whole for
+    whole images in buckets (see `WholeImages`) of at most whole_side^2 px, whose sides are multiples of size_unit.
+    procedural_share: share of procedural images, 0-1; 0 for whole images.
     degradation: a preset's name, or a callable (hr, generators) -> lr.
 
     Every draw comes from the sample's key (seed, epoch, index, crop), so batches depend neither on ranks nor on
@@ -58,9 +71,19 @@ class SR4KDataModule(pl.LightningDataModule):
         val_count: int = 6,
         val_batch_size: int = 1,
         degradation: str | Degradation = "omgsr",
+        sample: str = "crop",
+        whole_side: int = 1024,
+        size_unit: int = 1,
+        crop_preference: str = "uniform",
+        crop_candidates: int = 4,
+        cache: str = "runs/cache",
+        cache_gb: float = 50.0,
+        decoded_mb: int = 512,
     ) -> None:
         super().__init__()
         _check_crops(scale, crop, val_crop)
+        _check_choices(sample, crop_preference, procedural_share)
+        _check_counts(whole_side=whole_side, crop_candidates=crop_candidates)
         _check_counts(steps=steps, batch_size=batch_size, crops_per_image=crops_per_image, val_count=val_count)
         _check_counts(crops_per_decode=crops_per_decode)
         if not 0.0 <= procedural_share <= 1.0:
@@ -71,9 +94,13 @@ class SR4KDataModule(pl.LightningDataModule):
         self.steps, self.workers, self.seed = steps, workers, seed
         self.crops_per_image, self.crops_per_decode = crops_per_image, crops_per_decode
         self.procedural_share = procedural_share
+        self.sample, self.whole_side, self.size_unit = sample, whole_side, math.lcm(size_unit, scale)
+        self.crop_preference, self.crop_candidates = crop_preference, crop_candidates
+        self.caches = Caches(decoded_mb * 10**6, cache, int(cache_gb * 1e9))
         self.degradation = degradation if isinstance(degradation, str) else type(degradation).__name__
         self.degrade = _named_degradation(degradation, scale) if isinstance(degradation, str) else degradation
-        self.train_set: CropDataset | None = None
+        self._source: ImageSource | None = None
+        self.train_set: CropDataset | WholeImages | None = None
         self.val_set: ValidationCrops | ValidationPairs | None = None
         self._start_batch = 0
         self.degrade_seconds = 0.0  # of the latest batch, on the host's clock; read by the throughput callback
@@ -86,17 +113,39 @@ class SR4KDataModule(pl.LightningDataModule):
                     f"data.train={self.train}: {paired} holds HR and LR images, but lr is made from hr in training; "
                     "give the HR images alone, for example a folder with links to the HR folders"
                 )
-            source = open_source(self.train, TRAIN_PHOTOGRAPHS, self.crop, "data.train", "data.crop")
-            self.train_set = CropDataset(
-                source, self.crop, self.seed, self.crops_per_image, self.procedural_share, self.crops_per_decode
-            )
+            self.train_set = self._whole_images() if self.sample == "whole" else self.training_crops()
         if self.val_set is None:
             self.val_set = self._open_validation()
+
+    def training_crops(self) -> CropDataset:
+        """The crops of the training images, also where whole images are trained on."""
+        return CropDataset(
+            self._training_source(),
+            self.crop,
+            self.seed,
+            self.crops_per_image,
+            self.procedural_share,
+            self.crops_per_decode,
+            self.crop_preference,
+            self.crop_candidates,
+        )
+
+    def _whole_images(self) -> WholeImages:
+        source, batch = self._training_source(), self.batch_size
+        return WholeImages(source, self.whole_side, self.crop, self.size_unit, self.seed, batch, "data.whole_side")
+
+    def _training_source(self) -> ImageSource:
+        if self._source is None:
+            self._source = self._open(self.train, TRAIN_PHOTOGRAPHS, self.crop, "data.train", "data.crop")
+        return self._source
+
+    def _open(self, location: str, bundled: Sequence[str], least: int, option: str, size_option: str) -> ImageSource:
+        return open_source(location, bundled, least, option, size_option, self.caches)
 
     def _open_validation(self) -> ValidationCrops | ValidationPairs:
         if has_pairs(self.val):
             return ValidationPairs(self.val, self.scale, self.seed, "data.val")
-        held_out = open_source(self.val, HELD_OUT_PHOTOGRAPHS, self.val_crop, "data.val", "data.val_crop")
+        held_out = self._open(self.val, HELD_OUT_PHOTOGRAPHS, self.val_crop, "data.val", "data.val_crop")
         return ValidationCrops(held_out, self.val_crop, self.seed, self.val_count)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -158,6 +207,10 @@ class SR4KDataModule(pl.LightningDataModule):
             "data.crops_per_decode": self.crops_per_decode,
             "data.procedural_share": self.procedural_share,
             "data.crop": self.crop,
+            "data.sample": self.sample,
+            "data.whole_side": self.whole_side,
+            "data.crop_preference": self.crop_preference,
+            "data.crop_candidates": self.crop_candidates,
             "data.scale": self.scale,
             "data.degradation": self.degradation,
         }
@@ -180,6 +233,20 @@ def _check_crops(scale: int, crop: int, val_crop: int) -> None:
     for option, side in (("crop", crop), ("val_crop", val_crop)):
         if side < scale or side % scale:
             raise ValueError(f"data.{option}={side}: expected a positive multiple of the scale {scale}")
+
+
+def _check_choices(sample: str, crop_preference: str, procedural_share: float) -> None:
+    for option, value, choices in (
+        ("sample", sample, SAMPLES),
+        ("crop_preference", crop_preference, PREFERENCES),
+    ):
+        if value not in choices:
+            raise ValueError(f"data.{option}={value!r}: expected one of {', '.join(choices)}")
+    if sample == "whole" and procedural_share:
+        raise ValueError(
+            f"data.procedural_share={procedural_share}: procedural images are square crops; expected 0 at "
+            "data.sample=whole"
+        )
 
 
 def _check_counts(**counts: int) -> None:

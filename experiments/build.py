@@ -9,7 +9,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from datamodules.randomness import generator_for
-from datamodules.sampling import CropDataset
 from datamodules.sr4k import SR4KDataModule
 from experiments.checks import period_of, size_unit
 from experiments.schema import (
@@ -79,6 +78,14 @@ def build_data(options: Experiment) -> SR4KDataModule:
         val_count=data.val_count,
         val_batch_size=data.val_batch_size,
         degradation=data.degradation,
+        sample=data.sample,
+        whole_side=data.whole_side,
+        size_unit=size_unit(options),
+        crop_preference=data.crop_preference,
+        crop_candidates=data.crop_candidates,
+        cache=data.cache,
+        cache_gb=data.cache_gb,
+        decoded_mb=data.decoded_mb,
     )
 
 
@@ -162,8 +169,9 @@ def build_transformer(options: TransformerOptions, codec: Codec, window: int) ->
 
 
 def window_of(options: OneStepFlux | LatentFlow) -> int:
-    """Tokens per side that the position embedding takes as trained: as given, or those of the training crop."""
-    return options.transformer.rope.window or options.data.crop // size_unit(options)
+    """Tokens per side that the position embedding takes as trained: as given, or of the crop or whole_side."""
+    side = options.data.whole_side if options.data.sample == "whole" else options.data.crop
+    return options.transformer.rope.window or side // size_unit(options)
 
 
 def build_prompt(options: TransformerOptions, transformer: FluxTransformer2DModel) -> tuple[Tensor, Tensor]:
@@ -355,22 +363,16 @@ def random_features() -> RandomFeatureDistance:
 
 def start_crops(data: SR4KDataModule, crops: int) -> tuple[torch.Tensor, torch.Tensor]:
     """lr and hr of the first training crops, (N,3,h,w) and (N,3,H,W), for a network's linear start."""
-    items = [training_set(data)[number] for number in range(crops)]
+    training = data.training_crops()
+    items = [training[number] for number in range(crops)]
     batch = {name: torch.stack([item[name] for item in items]) for name in ("hr", "key")}
     batch = data.on_after_batch_transfer(batch, 0)
     return batch["lr"], batch["hr"]
 
 
-def training_set(data: SR4KDataModule) -> CropDataset:
-    """The data module's training crops."""
-    data.setup("fit")
-    if data.train_set is None:
-        raise RuntimeError("the data module has no training set after setup('fit')")
-    return data.train_set
-
-
 def pca_patches(data: SR4KDataModule, crops: int) -> torch.Tensor:
     """Patches (N,3,16,16) in [-1,1] of the first training crops, for the codec's linear path."""
-    images = torch.stack([training_set(data)[number]["hr"] for number in range(crops)]) * 2 - 1
+    training = data.training_crops()
+    images = torch.stack([training[number]["hr"] for number in range(crops)]) * 2 - 1
     tiles = images.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH)
     return tiles.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, PATCH, PATCH)

@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 
+from datamodules.crops import PREFERENCES
 from datamodules.degradations.pipeline import PRESETS
 from datamodules.pairs import has_pairs
+from datamodules.shards.reader import is_shards
+from datamodules.sr4k import SAMPLES
 from experiments.schema import (
     Autoencoder,
     CodecExperiment,
@@ -44,8 +47,8 @@ NOT_NEGATIVE: Rule = ("0 or more", lambda value: value >= 0)
 SHARE: Rule = ("a value from 0 to 1", lambda value: 0 <= value <= 1)
 BELOW_ONE: Rule = ("a value from 0 to below 1", lambda value: 0 <= value < 1)
 FOLDER: Rule = (
-    'an existing folder of images, or "bundled"',
-    lambda value: value == "bundled" or (value != "" and Path(value).is_dir()),
+    'an existing folder of images, the folder or address of shards, or "bundled"',
+    lambda value: value == "bundled" or (value != "" and (is_shards(value) or Path(value).is_dir())),
 )
 FILE: Rule = ("an existing file, or nothing", lambda value: not value or Path(value).is_file())
 BETAS: Rule = ("two values from 0 to below 1", lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value))
@@ -66,7 +69,13 @@ RULES: dict[str, Rule] = {
     "data.train": FOLDER,
     "data.val": FOLDER,
     "data.scale": POSITIVE,
+    "data.sample": _one_of(*SAMPLES),
     "data.crop": POSITIVE,
+    "data.crop_preference": _one_of(*PREFERENCES),
+    "data.crop_candidates": POSITIVE,
+    "data.whole_side": POSITIVE,
+    "data.cache_gb": POSITIVE,
+    "data.decoded_mb": NOT_NEGATIVE,
     "data.val_crop": POSITIVE,
     "data.batch_size": POSITIVE,
     "data.workers": NOT_NEGATIVE,
@@ -222,6 +231,11 @@ def _combinations(options: Experiment) -> Iterator[str]:
     if data.crops_per_image % max(data.crops_per_decode, 1):
         expected = f"expected a divisor of data.crops_per_image={data.crops_per_image}"
         yield f"data.crops_per_decode={data.crops_per_decode}: {expected}"
+    if data.sample == "whole" and data.procedural_share:
+        expected = "procedural images are square crops; expected 0 beside data.sample=whole"
+        yield f"data.procedural_share={data.procedural_share}: {expected}"
+    if data.sample == "whole" and data.whole_side < data.crop:
+        yield f"data.whole_side={data.whole_side}: expected at least data.crop={data.crop}, the least shorter side"
     paired = has_pairs(data.val)
     if paired and not isinstance(options, RealTimeCnn):
         expected = "expected the folder of the HR images alone"

@@ -25,8 +25,20 @@ def user_errors() -> Iterator[None]:
     except USER_ERRORS as error:
         if os.environ.get("SR_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {sentence_of(error)}", file=sys.stderr)
         raise SystemExit(EXIT_INPUT) from None
+
+
+def sentence_of(error: BaseException) -> str:
+    """An error's own message, also where a data loader's worker has wrapped it in its traceback.
+
+    >>> sentence_of(ValueError("Caught ValueError in DataLoader worker process 0.\\nOriginal ...\\nValueError: a: no"))
+    'a: no'
+    """
+    message = str(error)
+    if "in DataLoader worker process" not in message.partition("\n")[0]:
+        return message
+    return message.rstrip().rsplit("\n", 1)[-1].partition(": ")[2] or message
 
 
 def quiet() -> None:

@@ -26,6 +26,8 @@ from experiments.checks import OptionError, check
 from experiments.schema import SYSTEMS, Experiment
 
 FOLDER = Path(__file__).parent
+OTHERS = ("studies", "curation")
+"""Folders of YAML that is no experiment."""
 
 
 def load_options(experiment: str | Path, overrides: Sequence[str] = (), tiny: bool = False) -> Experiment:
@@ -76,7 +78,7 @@ def system_of(experiment: str | Path) -> str:
 
 def shipped_experiments() -> list[str]:
     """Names of the experiments in this folder, as `EXP=` takes them."""
-    paths = (path for path in FOLDER.glob("*/*.yaml") if path.parent.name != "studies")
+    paths = (path for path in FOLDER.glob("*/*.yaml") if path.parent.name not in OTHERS)
     return sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in paths)
 
 

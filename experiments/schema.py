@@ -17,12 +17,27 @@ class DataOptions:
     """Folder of held-out images for validation, or "bundled"; with HR/ and LR/ inside (RT4KSR only) its pairs."""
     scale: int = 4
     """Upscaling factor from lr to hr."""
+    sample: str = "crop"
+    """What a training sample is: crop, or whole for whole images, shrunk into buckets of like shapes (patch-free)."""
     crop: int = 256
-    """Side of the square HR training crops in px; a multiple of the model's size unit."""
+    """Side of the square HR training crops in px, of whole images the least shorter side; a multiple of the model's
+    size unit."""
+    crop_preference: str = "uniform"
+    """Where crops are taken: uniform, or the most detailed or the flattest of crop_candidates places."""
+    crop_candidates: int = 4
+    """Places that a preference chooses from; the more, the stronger it is."""
+    whole_side: int = 1024
+    """Side in px of the square whose area whole images have at most."""
     batch_size: int = 8
     """Samples per step over all ranks; divisible by the number of ranks."""
     workers: int = 0
     """Data loader processes per rank."""
+    decoded_mb: int = 512
+    """MB of decoded images that each process keeps, the data loader's among them."""
+    cache: str = "runs/cache"
+    """Folder for local copies of images from remote shards."""
+    cache_gb: float = 50.0
+    """Most GB that these copies take; what was used longest ago goes first."""
     crops_per_image: int = 16
     """Crops taken from each image in one pass over the data."""
     crops_per_decode: int = 1
@@ -79,7 +94,7 @@ class RopeOptions:
     variant: str = "plain"
     """plain, interpolation, ntk or yarn: what happens to an image with more tokens than `window` per side."""
     window: int = 0
-    """Tokens per side that the variants take as trained; 0: those of data.crop."""
+    """Tokens per side that the variants take as trained; 0: those of data.crop, or of data.whole_side."""
 
 
 @dataclass

@@ -199,7 +199,7 @@ def summary(options: Experiment, system: SuperResolution, folder: Path) -> str:
     lines = [
         f"run         {folder}",
         f"parameters  {count[True] / 1e6:.2f} M trained, {count[False] / 1e6:.2f} M frozen",
-        f"batches     {options.data.batch_size} crops of {options.data.crop} px, {options.trainer.steps} steps",
+        f"batches     {options.data.batch_size} {samples(options)}, {options.trainer.steps} steps",
         f"losses      {', '.join(f'{name} x {weight:g}' for name, weight in weights.items()) or 'flow matching'}",
         f"precision   {precision_of(options)}",
     ]
@@ -209,6 +209,14 @@ def summary(options: Experiment, system: SuperResolution, folder: Path) -> str:
         variant = "" if rope.variant == "plain" else f", {rope.variant} above {rope.window} tokens per side"
         lines.append(f"rope        theta {rope.theta:g}: {pairs}/{of} pairs >= 5 degrees{variant}")
     return "\n".join(lines)
+
+
+def samples(options: Experiment) -> str:
+    """What a batch holds."""
+    data = options.data
+    if data.sample == "whole":
+        return f"whole images of up to {data.whole_side} x {data.whole_side} px"
+    return f"crops of {data.crop} px"
 
 
 def resumed_options(arguments: argparse.Namespace) -> Experiment:

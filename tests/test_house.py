@@ -58,6 +58,10 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
         "WORKERS",
         "FORMAT",
         "HALF",
+        "RAW",
+        "CONFIG",
+        "ENGINE",
+        "SHARD_MB",
     }
     outer = {"MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL", "PYTHON"}
     clean = {key: value for key, value in os.environ.items() if key not in ours | outer}
@@ -112,6 +116,9 @@ def test_every_target_that_a_text_names_exists(path: Path) -> None:
         (["bench"], "BENCH"),
         (["study", "WORKERS=2"], "STUDY"),
         (["export", "FORMAT=onnx"], "CKPT"),
+        (["curate", "RAW=a"], "OUT"),
+        (["shards", "OUT=b"], "IN"),
+        (["shards-check"], "IN"),
     ],
 )
 def test_a_missing_variable_gives_one_sentence_with_an_example(arguments: list[str], missing: str) -> None:

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from datamodules.crops import random_crop
 from datamodules.degradations.resize import matlab_bicubic
 from datamodules.image_io import read_image
 from datamodules.randomness import generator_for
-from datamodules.sampling import random_crop
 from datamodules.synthetic import HELD_OUT_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS, bundled_path
 from lightning_modules.networks.rt4ksr import RT4KSR
 from lightning_modules.networks.rt4ksr_start import mean_output, start_linear

@@ -1,0 +1,99 @@
+"""Training from shards: whole ones train, damaged ones end the run in one sentence, changed ones are not resumed on."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments import train as program
+from experiments.shards import pack
+
+
+@pytest.fixture
+def shards(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        pixels = rng.integers(0, 256, (64, 64 + 8 * number, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    pack(tmp_path / "images", tmp_path / "shards", shard_mb=0.03)
+    return tmp_path / "shards"
+
+
+def train(shards, monkeypatch, *more):
+    options = [f"data.train={shards}", f"runs={shards.parent / 'runs'}", "data.procedural_share=0", "trainer.threads=1"]
+    arguments = ["rt4ksr/s_x2_mini", "--tiny", "trainer.accelerator=cpu", "network.start=random", *options, *more]
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    program.main()
+
+
+def refused(shards, monkeypatch, capfd, *more):
+    with pytest.raises(SystemExit) as ended:
+        train(shards, monkeypatch, *more)
+    assert ended.value.code == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_flipped_byte_ends_the_training_in_one_sentence(shards, monkeypatch, capfd, workers):
+    for shard in shards.glob("*.tar"):
+        flip(shard, 700)  # within the first image of each
+    assert "was altered" in refused(shards, monkeypatch, capfd, f"data.workers={workers}", "data.batch_size=12")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda shards: sorted(shards.glob("*.tar"))[1].unlink(), "shard-000001.tar is missing"),
+        (lambda shards: _cut(sorted(shards.glob("*.tar"))[1]), "shard-000001.tar is truncated"),
+        (lambda shards: _cut(next(shards.glob("index*"))), "index"),
+        (lambda shards: (shards / "dataset.json").unlink(), "dataset.json"),
+    ],
+    ids=["missing shard", "truncated shard", "truncated index", "no dataset.json"],
+)
+def test_a_damaged_data_set_ends_the_training_in_one_sentence(shards, monkeypatch, capfd, damage, said):
+    damage(shards)
+    line = refused(shards, monkeypatch, capfd)
+    assert line.startswith(f"error: data.train={shards}: ")
+    assert said in line
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def test_shards_train_as_the_folder_they_were_packed_from(shards, monkeypatch):
+    train(shards, monkeypatch, "name=shards", "data.crop_preference=flat")
+    train(shards.parent / "images", monkeypatch, "name=folder", "data.crop_preference=flat")
+    ends = [shards.parent / "runs" / name / "checkpoints" / "last.ckpt" for name in ("shards", "folder")]
+    first, second = (torch.load(end, weights_only=True)["state_dict"] for end in ends)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_data_set_that_changed_is_not_resumed_on(shards, monkeypatch, capfd):
+    train(shards, monkeypatch, "name=run")
+    images, checkpoint = shards.parent / "images", shards.parent / "runs" / "run" / "checkpoints" / "last.ckpt"
+    flip_pixels(images / "3.png")
+    for path in shards.iterdir():
+        path.unlink()
+    pack(images, shards, shard_mb=0.03)
+    monkeypatch.setattr(sys, "argv", ["train", "--resume", str(checkpoint), "trainer.steps=3"])
+    with pytest.raises(SystemExit):
+        program.main()
+    assert "cannot resume exactly: data.train was " in capfd.readouterr().err
+
+
+def flip_pixels(path):
+    """Another image of the same size, in px and, as noise does not compress, in bytes."""
+    pixels = np.asarray(Image.open(path))[::-1]
+    Image.fromarray(pixels).save(path)
