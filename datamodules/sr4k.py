@@ -108,11 +108,6 @@ class SR4KDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the folders; errors and warnings as `sources.open_source`."""
         if stage in (None, "fit") and self.train_set is None:
-            if self.train != BUNDLED and (paired := paired_folder(Path(self.train))) is not None:
-                raise ValueError(
-                    f"data.train={self.train}: {paired} holds HR and LR images, but lr is made from hr in training; "
-                    "give the HR images alone, for example a folder with links to the HR folders"
-                )
             self.train_set = self._whole_images() if self.sample == "whole" else self.training_crops()
         if self.val_set is None:
             self.val_set = self._open_validation()
@@ -136,6 +131,11 @@ class SR4KDataModule(pl.LightningDataModule):
 
     def _training_source(self) -> ImageSource:
         if self._source is None:
+            if self.train != BUNDLED and (paired := paired_folder(Path(self.train))) is not None:
+                raise ValueError(
+                    f"data.train={self.train}: {paired} holds HR and LR images, but lr is made from hr in training; "
+                    "give the HR images alone, for example a folder with links to the HR folders"
+                )
             self._source = self._open(self.train, TRAIN_PHOTOGRAPHS, self.crop, "data.train", "data.crop")
         return self._source
 

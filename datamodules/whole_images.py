@@ -30,7 +30,7 @@ def bucket_ladder(side: int, smallest: int, unit: int) -> list[tuple[int, int]]:
     """
     sizes: set[tuple[int, int]] = set()
     area_side = float(side)
-    while area_side >= smallest:
+    while area_side >= smallest - 1e-6:  # halved, four rungs may end a rounding below
         for aspect in ASPECTS:
             # a little above, so that a size which is whole does not fall to the unit below by rounding
             short, long = (int(area_side * aspect**power / unit + 1e-6) * unit for power in (-0.5, 0.5))
@@ -46,13 +46,22 @@ def assign_buckets(sizes: np.ndarray, ladder: Sequence[tuple[int, int]]) -> np.n
     The image is shrunk to cover its bucket and cropped to it. Chosen is the bucket of the most pixels times the fourth
     power of the share of the image that cropping leaves: the shape comes before the size.
     """
-    height, width = sizes[:, :1].astype(float), sizes[:, 1:].astype(float)
-    buckets = np.asarray(ladder, float).reshape(-1, 2)
-    factor = np.maximum(buckets[:, 0] / height, buckets[:, 1] / width)
-    kept = buckets[:, 0] * buckets[:, 1] / (factor**2 * height * width)
-    score = np.where(factor <= 1, buckets[:, 0] * buckets[:, 1] * kept**4, -1.0)
-    if not len(buckets):
+    if not len(ladder):
         return np.full(len(sizes), -1)
+    distinct, which = np.unique(np.asarray(sizes), axis=0, return_inverse=True)  # cameras know few sizes
+    parts = [
+        _best_bucket(part, np.asarray(ladder, np.float32))
+        for part in np.array_split(distinct, len(distinct) // 4096 + 1)
+    ]
+    return np.concatenate(parts)[which.reshape(-1)]
+
+
+def _best_bucket(sizes: np.ndarray, buckets: np.ndarray) -> np.ndarray:
+    height, width = sizes[:, :1].astype(np.float32), sizes[:, 1:].astype(np.float32)
+    area = buckets[:, 0] * buckets[:, 1]
+    factor = np.maximum(buckets[:, 0] / height, buckets[:, 1] / width)
+    kept = area / (factor**2 * height * width)
+    score = np.where(factor <= 1, area * kept**4, -1.0)
     return np.where(score.max(axis=1) >= 0, score.argmax(axis=1), -1)
 
 

@@ -67,11 +67,9 @@ def measure_powers(encode: Callable[[Tensor], Tensor], pairs: Iterable[tuple[Ten
 
 def training_pairs(data: SR4KDataModule, crops: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """The run's first training crops with the degradation they get there, in batches of data.batch_size."""
-    data.setup("fit")
-    if data.train_set is None:
-        raise RuntimeError("the data module has no training set after setup('fit')")
+    training = data.training_crops()
     for first in tqdm(range(0, crops, data.batch_size), unit="batch", disable=None):
-        items = [data.train_set[number] for number in range(first, min(first + data.batch_size, crops))]
+        items = [training[number] for number in range(first, min(first + data.batch_size, crops))]
         batch = {name: torch.stack([item[name] for item in items]) for name in ("hr", "key")}
         batch = data.on_after_batch_transfer({**batch, "hr": batch["hr"].to(device)}, 0)
         yield batch["lr"], batch["hr"]

@@ -136,6 +136,12 @@ def test_a_finished_run_can_be_lengthened_twice(tmp_path):
         ({"crops_per_image": 3}, r"data\.crops_per_image was 2"),
         ({"crops_per_decode": 2}, r"data\.crops_per_decode was 1 .* is 2 now"),
         ({"procedural_share": 0.5}, r"data\.procedural_share was"),
+        ({"crop_preference": "flat"}, r"data\.crop_preference was uniform .* is flat now"),
+        ({"crop_candidates": 8}, r"data\.crop_candidates was 4 .* is 8 now"),
+        (
+            {"sample": "whole", "whole_side": 64, "procedural_share": 0.0},
+            r"data\.procedural_share was|data\.sample was",
+        ),
         ({"train": "folder"}, r"data\.train was"),
     ],
 )
@@ -172,6 +178,20 @@ def test_lr_follows_the_key_not_the_place_in_the_batch():
     assert torch.equal(whole["lr"][1:2], second["lr"])
     with torch.autocast("cpu", torch.bfloat16):
         assert data.on_after_batch_transfer(dict(batch), 0)["lr"].dtype == torch.float32
+
+
+def test_whole_images_are_batched_by_shape_and_degraded():
+    data = data_module(sample="whole", whole_side=128, size_unit=16, procedural_share=0.0, batch_size=2)
+    data.setup("fit")
+    batches = [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
+    shapes = {tuple(batch["hr"].shape[-2:]) for batch in batches}
+    assert len(shapes) > 1, "the bundled photographs are of several shapes"
+    for batch in batches:
+        height, width = batch["hr"].shape[-2:]
+        assert height % 16 == width % 16 == 0
+        assert height * width <= 128**2
+        assert batch["lr"].shape[-2:] == (height // 2, width // 2)
+    assert data.training_crops()[0]["hr"].shape == (3, 32, 32)
 
 
 def test_given_lr_is_kept():
@@ -265,6 +285,10 @@ def test_default_degradation_gives_the_agreed_batch():
         ({"batch_size": 0}, r"data\.batch_size=0"),
         ({"crops_per_decode": 0}, r"data\.crops_per_decode=0"),
         ({"procedural_share": 1.5}, r"data\.procedural_share=1\.5"),
+        ({"sample": "half"}, r"data\.sample='half': expected one of crop, whole"),
+        ({"sample": "whole"}, r"data\.procedural_share=0\.25: .* expected 0 at data\.sample=whole"),
+        ({"crop_preference": "sky"}, r"data\.crop_preference='sky': expected one of uniform, detailed, flat"),
+        ({"crop_candidates": 0}, r"data\.crop_candidates=0"),
         ({"degradation": "none"}, r"data\.degradation='none': expected one of .*omgsr"),
     ],
 )
