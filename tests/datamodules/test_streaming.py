@@ -162,7 +162,9 @@ def epochs_seen(folder, samples_per_epoch):
     keys = [key for samples in ordered for key, _ in samples]
     whole = len(keys) // samples_per_epoch
     parts = [keys[samples_per_epoch * epoch : samples_per_epoch * (epoch + 1)] for epoch in range(whole)]
-    return [Counter(key[2] for key in part) for part in parts], Counter(key[2] for key in keys[samples_per_epoch * whole :])
+    return [Counter(key[2] for key in part) for part in parts], Counter(
+        key[2] for key in keys[samples_per_epoch * whole :]
+    )
 
 
 def assert_seen_equally(folder, data, steps):
@@ -174,11 +176,20 @@ def assert_seen_equally(folder, data, steps):
     assert sum(rest.values()) < data["batch_size"] + 1
 
 
-def test_two_processes_see_every_image_equally_often(shards, tmp_path):
+@pytest.mark.parametrize("place", ["folder", pytest.param("server", marks=pytest.mark.slow)])
+def test_two_processes_see_every_image_equally_often(place, shards, tmp_path, serve):
     steps = 3 * IMAGES * 4 // 4 + 1
-    data = settings(shards, steps=steps, degradation="bicubic", workers=1)
-    finish(start(tmp_path, data, devices=2))
-    assert_seen_equally(tmp_path, data, steps)
+    size = sum(path.stat().st_size for path in shards.glob("*.tar"))
+    address, server = serve(shards)
+    cache = {"cache": str(tmp_path / "cache"), "cache_gb": size / 3e9}
+    train = {"train": address, **cache} if place == "server" else {"train": str(shards)}
+    data = settings(**train, steps=steps, degradation="bicubic", workers=1, decoded_mb=0)
+    finish(start(tmp_path / "run", data, devices=2))
+    assert_seen_equally(tmp_path / "run", data, steps)
+    if place == "server":
+        kept = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
+        assert kept < size / 2, "the index and what fits into the cache"
+        assert server.requests > IMAGES, "images were fetched again"
 
 
 def test_whole_images_are_seen_equally_often_by_two_processes(shards, tmp_path):
