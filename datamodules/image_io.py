@@ -169,12 +169,13 @@ def decode(source: Path | bytes, name: str = "", max_pixels: int = MAX_PIXELS) -
     has more than max_pixels. 16-bit PNG is decoded by torchvision, because Pillow reduces 16-bit colour to 8 bits.
     """
     with _opened(source, name or _name_of(source), max_pixels) as image:
+        deep = is_png16(_head(source))
+        if not deep:
+            image.load()  # before its EXIF is asked for: that would load a damaged PNG and hide the failure
         icc, exif, orientation = image.info.get("icc_profile"), image.info.get("exif"), _orientation(image)
-        if is_png16(_head(source)):
-            whole = (
-                np.fromfile(source, np.uint8) if isinstance(source, Path) else np.frombuffer(source, np.uint8).copy()
-            )
-            pixels = decode_image(torch.from_numpy(whole), ImageReadMode.UNCHANGED)
+        if deep:
+            data = source if isinstance(source, bytes) else source.read_bytes()
+            pixels = decode_image(torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)), ImageReadMode.UNCHANGED)
         else:
             pixels = torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1)
             icc = None if image.mode == "CMYK" else icc
@@ -198,6 +199,8 @@ def _head(source: Path | bytes) -> bytes:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode all pixels to look behind them
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged EXIF is no reason to refuse the pixels

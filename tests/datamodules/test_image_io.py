@@ -1,5 +1,6 @@
 import io
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -7,7 +8,16 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 from torchvision.io import ImageReadMode, decode_image
 
-from datamodules.image_io import ImageReadError, image_size, list_images, read_image, write_image
+from datamodules.image_io import (
+    ImageHeader,
+    ImageReadError,
+    decode,
+    image_size,
+    list_images,
+    read_header,
+    read_image,
+    write_image,
+)
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -251,3 +261,30 @@ def test_real_files_of_many_kinds(shared):
     assert torch.equal(grey.rgb[0], grey.rgb[1])
     mpo = read_image(shared / "photos4k" / "pierotofy__DJI_0030.jpg")
     assert mpo.rgb.shape[1:] == image_size(shared / "photos4k" / "pierotofy__DJI_0030.jpg")
+
+
+def test_a_damaged_png_is_not_taken_for_one_with_black_rows(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[len(data) // 2] ^= 1
+    with pytest.raises(ImageReadError, match="truncated or damaged"):
+        decode(bytes(data), "a.png")
+
+
+def test_a_header_is_read_without_decoding(tmp_path):
+    Image.new("L", (9000, 9000)).save(tmp_path / "a.png")
+    before = time.process_time()
+    assert read_header(tmp_path / "a.png") == ImageHeader(9000, 9000, "PNG", "L")
+    assert time.process_time() - before < 0.1
+
+
+def test_bytes_decode_as_their_file(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    found = decode((tmp_path / "a.png").read_bytes())
+    assert torch.equal(found.pixels, read_image(tmp_path / "a.png").pixels)
+    assert found.pixels.shape == (3, 40, 24)
+    assert read_header((tmp_path / "a.png").read_bytes()) == ImageHeader(40, 24, "PNG", "RGB")
