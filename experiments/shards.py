@@ -33,8 +33,8 @@ def pack(images: Path, folder: Path, shard_mb: float) -> None:
         total, done = plan.packed_bytes, plan.packed_bytes - packing.missing_bytes
         with tqdm(total=total, initial=done, unit="B", unit_scale=True, disable=done == total) as bar:
             manifest = packing.run(bar.update)
-    size = sum(shard.bytes for shard in manifest.shards)
-    print(f"{manifest.samples} images in {len(manifest.shards)} shards, {size / 1e9:.2f} GB, {manifest.fingerprint}")
+    size = tqdm.format_sizeof(sum(shard.bytes for shard in manifest.shards))
+    print(f"{manifest.samples} images in {len(manifest.shards)} shards, {size}B, fingerprint {manifest.fingerprint}")
     print(f"data.train={folder}")
 
 
@@ -82,7 +82,8 @@ def _raw_folder(folder: Path) -> Path:
 
 
 def _intention(plan: Plan, packing: Packing, folder: Path, shard_mb: float) -> str:
-    what = f"{plan.samples} images, {plan.packed_bytes / 1e9:.2f} GB, in {len(plan.shards)} shards of {shard_mb:g} MB"
+    size = tqdm.format_sizeof(plan.packed_bytes)
+    what = f"{plan.samples} images, {size}B, in {len(plan.shards)} shards of {shard_mb:g} MB"
     kept = len(plan.shards) - len(packing.missing)
     return f"packing {what} to {folder}" + (f"; {kept} shards are finished" if kept else "")
 

@@ -33,7 +33,7 @@ def check(location: str, workers: int) -> int:
         for problem in check_shards(dataset, workers or os.cpu_count() or 1, progress):
             found.append(problem)
             tqdm.write(problem)
-    what = f"{manifest.samples} images in {len(manifest.shards)} shards, {size / 1e9:.2f} GB"
+    what = f"{manifest.samples} images in {len(manifest.shards)} shards, {tqdm.format_sizeof(size)}B"
     print(
         f"{what}: {len(found)} problems; {REPAIR.partition('; ')[2]}" if found else f"{what}: all as they were packed"
     )

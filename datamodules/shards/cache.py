@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import time
@@ -95,14 +96,14 @@ class SampleCache:
         return left
 
     def _files(self) -> Iterator[tuple[str, float, int]]:
-        """Path, time of the last use and bytes of every copy of every dataset."""
-        for dataset in _entries(self.folder):
-            if _DATASET.fullmatch(dataset.name):
-                for part in _entries(Path(dataset.path) / SAMPLES):
-                    for entry in _entries(Path(part.path)):
-                        with contextlib.suppress(FileNotFoundError):
-                            stat = entry.stat()
-                            yield entry.path, stat.st_mtime, stat.st_size
+        """Path, time of the last use and bytes of every copy of every dataset, and of unfinished files."""
+        datasets = [Path(entry.path) for entry in _entries(self.folder) if _DATASET.fullmatch(entry.name)]
+        files = [entry for dataset in datasets for entry in _entries(dataset) if entry.name.endswith(".part")]
+        parts = [Path(part.path) for dataset in datasets for part in _entries(dataset / SAMPLES)]
+        for entry in itertools.chain(files, *map(_entries, parts)):
+            with contextlib.suppress(FileNotFoundError):
+                stat = entry.stat()
+                yield entry.path, stat.st_mtime, stat.st_size
 
     @contextlib.contextmanager
     def _counter(self) -> Iterator[int]:

@@ -74,8 +74,9 @@ class RemoteFolder:
     def where(self, name: str) -> str:
         return f"{self.url}/{name}"
 
-    def read(self, wanted: ByteRange, waits: Sequence[float] = WAITS) -> bytes:
+    def read(self, wanted: ByteRange, first: bool = False) -> bytes:
         """The bytes, or fewer where the file ends before; ShardError after the last attempt."""
+        waits = FIRST_WAITS if first else WAITS
         return self._checked(self._retried(wanted.name, (wanted.start, wanted.end), waits), wanted)
 
     def read_whole(self, name: str) -> bytes:
@@ -83,7 +84,7 @@ class RemoteFolder:
 
     def read_manifest(self) -> bytes:
         """dataset.json, after a look at whether the server gives ranges at all."""
-        self.read(ByteRange(MANIFEST, 0, _PROBE), FIRST_WAITS)
+        self.read(ByteRange(MANIFEST, 0, _PROBE), first=True)
         return self.read_whole(MANIFEST)
 
     def read_many(self, wanted: Sequence[ByteRange]) -> list[bytes | None]:
@@ -105,15 +106,18 @@ class RemoteFolder:
         return data
 
     def _retried(self, name: str, limits: tuple[int | None, int | None], waits: Sequence[float]) -> bytes:
-        for wait in (*waits, None):
+        left = iter(waits)
+        while True:
             try:
                 system, root = _opened(self.url)
                 return bytes(system.cat_file(f"{root}/{name}", *limits))
+            except ShardError:
+                raise
             except Exception as error:  # every file system has errors of its own
-                if wait is None or not _passing(error):
+                wait = next(left, None) if _passing(error) else None
+                if wait is None:
                     raise ShardError(f"{self.where(name)} {_what_happened(error, len(waits) + 1)}") from error
-                time.sleep(wait * (1 + os.getpid() % 8 / 16))  # not all processes at the same time
-        raise AssertionError("the last attempt returns or raises")
+            time.sleep(wait * (1 + os.getpid() % 8 / 16))  # not all processes at the same time
 
 
 Folder = LocalFolder | RemoteFolder
@@ -160,7 +164,7 @@ def _status(error: BaseException) -> int | None:
 
 def _passing(error: BaseException) -> bool:
     """Whether another attempt may succeed: time-outs, lost connections, a server's own failures."""
-    if isinstance(error, ShardError | FileNotFoundError | PermissionError):
+    if isinstance(error, FileNotFoundError | PermissionError):
         return False
     if (status := _status(error)) is not None:
         return status in (408, 425, 429) or status >= 500
@@ -168,8 +172,6 @@ def _passing(error: BaseException) -> bool:
 
 
 def _what_happened(error: BaseException, attempts: int) -> str:
-    if isinstance(error, ShardError):
-        return f"cannot be read: {error}"
     if isinstance(error, FileNotFoundError):
         return f"is missing; check the address, or {REPAIR}"
     if _status(error) == 416:

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,10 +75,13 @@ class Packing:
     def _hold(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise ValueError(f"{self.folder}: another packing is at work there; wait for it, or give OUT=") from error
-        for part in self.folder.glob(".*.part"):
-            part.unlink()
+        except OSError:  # a network file system
+            warnings.warn(f"{self.folder} cannot be locked: see that nothing else packs into it", stacklevel=3)
+        for pattern in (".shard-*.part", f".{INDEX}.part", f".{MANIFEST}.part", f"{STATE}.part"):
+            for part in self.folder.glob(pattern):
+                part.unlink()
         self._take_over()
 
     def _take_over(self) -> None:
@@ -178,7 +182,7 @@ class Packing:
     def _drop_others(self) -> None:
         """Remove shards of an earlier plan, and those that were finished but for the file beside them."""
         kept = {shard.file.name for shard in self.packed.values()}
-        for path in self.folder.glob("*shard-*.tar*"):
+        for path in [*self.folder.glob("shard-*.tar"), *self.folder.glob(".shard-*.tar.json")]:
             if path.name.removeprefix(".").removesuffix(".json") not in kept:
                 path.unlink()
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from datamodules.image_cache import ImageCache
 from datamodules.shards import storage
 from datamodules.shards.manifest import ShardError
 from datamodules.shards.reader import open_shards
@@ -204,6 +205,7 @@ def test_processes_with_workers_read_from_a_faulty_server_with_a_small_cache(ser
     expected = [int(local.load(i).long().sum()) for i in range(12)]
     address, server = serve(shards, lambda path, number: "error" if number % 7 == 6 else "")
     source = opened(address, tmp_path / "cache", 40_000)
+    source._images = ImageCache(1)
     source.load(0)  # connections of this process are open when the others start
     fork = multiprocessing.get_context("fork")
     ranks = [fork.Process(target=read_all, args=(source, expected)) for _ in range(2)]
@@ -214,7 +216,7 @@ def test_processes_with_workers_read_from_a_faulty_server_with_a_small_cache(ser
         assert rank.exitcode == 0
     assert sum(path.stat().st_size for path in copies(tmp_path / "cache")) <= 40_000
     assert source.read(1) == local.read(1)
-    assert server.requests > 40
+    assert server.requests > 60
 
 
 def test_a_server_that_falls_silent_is_left(serve, shards, tmp_path, monkeypatch):
@@ -222,5 +224,5 @@ def test_a_server_that_falls_silent_is_left(serve, shards, tmp_path, monkeypatch
     address, _ = serve(shards, lambda path, number: time.sleep(1) if "shard" in path else "")
     start = time.perf_counter()
     with pytest.raises(ShardError, match=r"could not be read in 2 attempts"):
-        RemoteFolder(address).read(ByteRange("shard-000000.tar", 0, 10), (0.01,))
+        RemoteFolder(address).read(ByteRange("shard-000000.tar", 0, 10), first=True)
     assert time.perf_counter() - start < 3

@@ -94,17 +94,18 @@ def many(packer, tmp_path):
 
 @pytest.mark.parametrize("attempts", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_the_shards_are_equal_in_every_byte(many, packer, tmp_path, attempts):
-    start = time.perf_counter()
     packer["pack"](many, tmp_path / "whole", 100_000)
-    duration = time.perf_counter() - start
     expected = packer["contents"](tmp_path / "whole")
+    draw = random.Random(0)
     unfinished = 0
     for attempt in range(attempts):
         out = tmp_path / f"killed-{attempt}"
-        for _ in range(2):
+        for shards_first in sorted(draw.sample(range(10), 2)):
             child = FORK.Process(target=packer["pack"], args=(many, out, 100_000))
             child.start()
-            time.sleep(random.Random(attempt).uniform(0.1, 0.9) * duration)
+            while child.is_alive() and len(list(out.glob("shard-*.tar"))) < shards_first:
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0, 0.01))
             os.kill(child.pid, signal.SIGKILL)
             child.join()
             unfinished += not (out / "dataset.json").exists()
@@ -216,9 +217,10 @@ def test_a_folder_with_anything_else_is_refused(images, shards, packer, tmp_path
     with pytest.raises(ValueError, match="holds another dataset"):
         packer["pack"](images, shards)
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.txt").touch()
+    (tmp_path / "full" / ".thesis.txt.part").touch()
     with pytest.raises(ValueError, match=r"full is not empty and holds no shards; give another folder with OUT="):
         packer["pack"](images, tmp_path / "full")
+    assert (tmp_path / "full" / ".thesis.txt.part").exists()
     with pytest.raises(KeyboardInterrupt):
         packer["pack"](images, tmp_path / "out", progress=stop_after(9))
     with pytest.raises(ValueError, match=r"holds an unfinished packing of .*images with shards of 25000 bytes"):
