@@ -1,0 +1,80 @@
+"""The table of curation: one row per image in one Parquet file, byte-equal for equal rows."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datamodules.curation.rows import JUDGE, PRELIMINARY_SCORES, PYIQA, QUALITY_SCORES, Row
+
+TABLE = "curation.parquet"
+
+_FILE: dict[str, pa.DataType] = {
+    "path": pa.string(),
+    "fingerprint": pa.string(),
+    "bytes": pa.int64(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "format": pa.string(),
+    "mode": pa.string(),
+    "bit_depth": pa.int32(),
+    "hash": pa.string(),
+}
+_JUDGED: dict[str, pa.DataType] = {
+    "judge_keep": pa.bool_(),
+    "judge_reason": pa.string(),
+    "judge_error": pa.string(),
+}
+_DECIDED: dict[str, pa.DataType] = {
+    "stage": pa.int32(),
+    "verdict": pa.string(),
+    "reason": pa.string(),
+    "detail": pa.string(),
+}
+
+
+def write_table(rows: Iterable[Row], path: Path) -> None:
+    """Write the rows, sorted by path, as one Parquet file that appears whole or not at all.
+
+    Columns: path (posix, relative to the folder of images), fingerprint (blake2b of 16 bytes over the file, hex), size,
+    header, perceptual hash, scores, pyiqa_<name> and judge_<criterion> where there are any, then stage (1-3, where it
+    was decided), verdict ("keep" or "drop"), reason (a short code, "" for kept) and detail (one phrase).
+    """
+    ordered = sorted(rows, key=lambda row: row["path"])
+    with written_beside(path) as part:
+        pq.write_table(pa.Table.from_pylist(ordered, schema=_schema(ordered)), part, compression="zstd")
+
+
+def read_table(path: Path) -> pa.Table:
+    """The table as written; ValueError where there is none or the file is no such table."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: expected the table of a curation, found {error}; run make curate") from error
+    missing = [name for name in (*_FILE, *_DECIDED) if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{path}: expected the table of a curation, found no column {missing[0]}; run make curate")
+    return table
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A hidden path beside `path` to write to, renamed to it at the end, removed where the block fails."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _schema(rows: Iterable[Row]) -> pa.Schema:
+    found = sorted({name for row in rows for name in row})
+    scores = (*PRELIMINARY_SCORES, *QUALITY_SCORES, *(name for name in found if name.startswith(PYIQA)))
+    criteria = [name for name in found if name.startswith(JUDGE) and name not in _JUDGED]
+    judged = {**dict.fromkeys(criteria, pa.int32()), **{name: _JUDGED[name] for name in _JUDGED if name in found}}
+    return pa.schema({**_FILE, **dict.fromkeys(scores, pa.float64()), **judged, **_DECIDED})
