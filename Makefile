@@ -78,7 +78,7 @@ shards: install ## Pack curated photographs, or any folder of images, into tar f
 
 shards-check: install ## Read all shards and compare every byte with its checksum
 ##   IN=data/4ksr-train  folder or address of the shards (needed)
-##   WORKERS=8           processes (default: one per core)
+##   WORKERS=8           shards at the same time (default: one per core)
 	$(PY) -m experiments.shards_check $(call path,IN) $(call option,--workers,WORKERS)
 
 train: install ## Train one experiment; the run goes to runs/<name>

@@ -56,9 +56,10 @@ def make_photographs(folder: Path, count: int) -> None:
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg", quality=92)
 
 
-def per_second(batches: Iterator[object], size: int) -> float:
-    """Samples per second of a loader that runs, over SECONDS or to its end; the first batch starts the clock."""
-    next(batches)
+def per_second(batches: Iterator[object], size: int, workers: int) -> float:
+    """Samples per second of a loader that runs, over SECONDS or to its end, after each worker's first batch."""
+    for _ in range(max(workers, 1)):
+        next(batches)
     start, done = time.perf_counter(), 0
     for _ in batches:
         done += size
@@ -70,14 +71,14 @@ def per_second(batches: Iterator[object], size: int) -> float:
 def decoding(source: ImageSource, workers: int, images: int) -> float:
     """Whole images per second."""
     order = [[number % len(source)] for number in range(images)]
-    return per_second(iter(DataLoader(Decoded(source), batch_sampler=order, num_workers=workers)), 1)
+    return per_second(iter(DataLoader(Decoded(source), batch_sampler=order, num_workers=workers)), 1, workers)
 
 
 def cropping(source: ImageSource, workers: int, crop: int, per_decode: int, batches: int) -> float:
     """Crops per second in batches of 8."""
     crops = CropDataset(source, crop, seed=0, crops_per_image=16, crops_per_decode=per_decode)
     loader = DataLoader(crops, batch_sampler=ResumableBatchSampler(batches, 8), num_workers=workers)
-    return per_second(iter(loader), 8)
+    return per_second(iter(loader), 8, workers)
 
 
 def waiting(shards: Path, folder: Path, args: argparse.Namespace, workers: int, per_decode: int) -> dict[str, float]:
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of photographs (default: made from bundled ones)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--crop", type=int, default=512, help="side of the crops, px")
-    parser.add_argument("--per-decode", type=int, nargs="+", default=[1, 4, 16], help="crops per decoded image")
+    parser.add_argument("--per-decode", type=int, nargs="+", default=[1, 4, 8], help="crops per decoded image")
     parser.add_argument("--experiment", default="rt4ksr/s_x2_mini", help="what trains while data are waited for")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--skip", type=int, default=10, help="first steps that do not count")

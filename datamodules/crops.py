@@ -58,13 +58,18 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         return sample_key(number, len(self.source), self.crops_per_image, self.seed, self.crops_per_decode)
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Tensor]]:
-        self.source.prefetch([self.key(number)[2] for number in numbers])
+        keys = [self.key(number) for number in numbers]
+        self.source.prefetch([key[2] for key in keys if not self._is_procedural(generator_for(key, "crop"))])
         return [self[number] for number in numbers]
+
+    def _is_procedural(self, generator: torch.Generator) -> bool:
+        """A crop's first draw."""
+        return float(torch.rand(1, generator=generator)) < self.procedural_share
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         key = self.key(number)
         generator = generator_for(key, "crop")
-        if float(torch.rand(1, generator=generator)) < self.procedural_share:
+        if self._is_procedural(generator):
             hr = procedural_image(self.crop, generator)
         else:
             hr = random_crop(self.source.load(key[2]), self.crop, generator, self.preference, self.candidates)

@@ -88,7 +88,7 @@ def sample_key(
     return seed, epoch, slot // crops_per_image, slot % crops_per_image
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def shuffled(key: tuple[int, ...], length: int, purpose: str = "order") -> Tensor:
     """0..length-1 (int32) in the order that key and purpose give; the latest are kept, as every sample asks."""
     return torch.randperm(length, generator=generator_for(key, purpose)).int()

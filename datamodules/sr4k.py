@@ -23,13 +23,7 @@ from datamodules.whole_images import WholeImages
 Degradation = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
 
 SAMPLES = ("crop", "whole")
-OLDER = {
-    "data.crops_per_decode": 1,
-    "data.sample": "crop",
-    "data.whole_side": 1024,
-    "data.crop_preference": "uniform",
-    "data.crop_candidates": 4,
-}
+OLDER = {"data.crops_per_decode": 1, "data.sample": "crop", "data.crop_preference": "uniform"}
 """What checkpoints that were written before an option existed stand for."""
 
 
@@ -108,6 +102,7 @@ class SR4KDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the folders; errors and warnings as `sources.open_source`."""
         if stage in (None, "fit") and self.train_set is None:
+            self._training_source().fingerprint()  # of the data as they are now, not at the first checkpoint
             self.train_set = self._whole_images() if self.sample == "whole" else self.training_crops()
         if self.val_set is None:
             self.val_set = self._open_validation()
@@ -190,30 +185,38 @@ class SR4KDataModule(pl.LightningDataModule):
             return
         saved = OLDER | state_dict
         for option, now in self._identity().items():
-            if saved[option] != now:
+            if saved.get(option) != now:
                 raise ValueError(
-                    f"cannot resume exactly: {option} was {saved[option]} in the checkpoint and is {now} "
+                    f"cannot resume exactly: {option} was {saved.get(option)} in the checkpoint and is {now} "
                     "now; restore it, or start anew from the weights with INIT="
                 )
         self._start_batch = state_dict["position"]
 
     def _identity(self) -> dict[str, Any]:
-        fingerprint = self.train_set.source.fingerprint() if self.train_set else None
+        """What decides on the batches."""
         return {
-            "data.train": fingerprint,
+            "data.train": self._training_source().fingerprint() if self.train_set else None,
             "seed": self.seed,
             "data.batch_size": self.batch_size,
+            "data.sample": self.sample,
+            "data.crop": self.crop,
+            "data.scale": self.scale,
+            "data.degradation": self.degradation,
+            **(self._identity_of_crops() if self.sample == "crop" else self._identity_of_whole_images()),
+        }
+
+    def _identity_of_crops(self) -> dict[str, Any]:
+        preferred = {"data.crop_candidates": self.crop_candidates} if self.crop_preference != "uniform" else {}
+        return {
             "data.crops_per_image": self.crops_per_image,
             "data.crops_per_decode": self.crops_per_decode,
             "data.procedural_share": self.procedural_share,
-            "data.crop": self.crop,
-            "data.sample": self.sample,
-            "data.whole_side": self.whole_side,
             "data.crop_preference": self.crop_preference,
-            "data.crop_candidates": self.crop_candidates,
-            "data.scale": self.scale,
-            "data.degradation": self.degradation,
+            **preferred,
         }
+
+    def _identity_of_whole_images(self) -> dict[str, Any]:
+        return {"data.whole_side": self.whole_side, "the model's size unit": self.size_unit}
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

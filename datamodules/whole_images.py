@@ -1,5 +1,6 @@
 """Whole images for patch-free training: aspect-ratio buckets, and batches of one bucket each (ours)."""
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -16,27 +17,27 @@ from datamodules.sources import ImageSource
 
 ASPECTS = (1.0, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2.0)
 RUNG = 2**-0.25
-"""Each side of the ladder as a factor of the one above: an image is shrunk by a sixth more than needed at the most."""
+"""Each side of the ladder as a factor of the one above."""
 
 
 def bucket_ladder(side: int, smallest: int, unit: int) -> list[tuple[int, int]]:
     """Sizes (height, width) of whole images, all multiples of unit, of the most pixels first.
 
-    Every ratio of ASPECTS, upright and lying, at an area of side^2 and, by RUNG, at smaller ones as long as the shorter
-    side is at least `smallest`.
+    Every ratio of ASPECTS, upright and lying, at an area of side^2 and, by RUNG, at smaller ones down to smallest^2, as
+    long as the shorter side is at least `smallest` (in whole units): any image of such sides covers one of them.
 
     >>> bucket_ladder(64, 64, 32)
     [(64, 64)]
     """
     sizes: set[tuple[int, int]] = set()
-    area_side = float(side)
-    while area_side >= smallest - 1e-6:  # halved, four rungs may end a rounding below
+    least = smallest // unit * unit
+    rungs = int(4 * math.log2(max(side / smallest, 1)))
+    for area_side in (*(side * RUNG**rung for rung in range(rungs + 1)), smallest):
         for aspect in ASPECTS:
             # a little above, so that a size which is whole does not fall to the unit below by rounding
             short, long = (int(area_side * aspect**power / unit + 1e-6) * unit for power in (-0.5, 0.5))
-            if short >= max(smallest, unit):
+            if short >= max(least, unit):
                 sizes |= {(short, long), (long, short)}
-        area_side *= RUNG
     return sorted(sizes, key=lambda size: (-size[0] * size[1], size))
 
 
@@ -106,7 +107,7 @@ class BucketOrder:
         return epoch
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)  # more than buckets of any ladder
 def _pass_order(seed: int, bucket: int, passes: int, count: int) -> Tensor:
     return torch.randperm(count, generator=generator_for((seed, bucket, passes), "bucket order")).int()
 
@@ -117,7 +118,7 @@ class WholeImages(Dataset[dict[str, Tensor]]):
     An item holds `hr`, (3,H,W) float32 in [0,1], and `key`, int64 (seed, pass, index, 0). The image is shrunk
     (antialiased bicubic) until it just covers its bucket, cropped to it at a seeded place, and mirrored or not. side:
     of the square whose area is the largest size; smallest: shorter side below which there are no buckets; unit: every
-    side is a multiple of it. Raises ValueError where no image fills a bucket.
+    side is a multiple of it. Raises ValueError for a side below the smallest, and for an image below all buckets.
     """
 
     def __init__(
@@ -125,14 +126,19 @@ class WholeImages(Dataset[dict[str, Tensor]]):
     ) -> None:
         self.source = source
         self.seed = seed
+        if not unit <= smallest <= side:
+            raise ValueError(
+                f"{option}={side}: expected at least data.crop={smallest}, the least shorter side, and that to be at "
+                f"least the unit of {unit} px"
+            )
         ladder = bucket_ladder(side, smallest, unit)
         assigned = assign_buckets(source.sizes(), ladder)
-        used = [bucket for bucket in range(len(ladder)) if (assigned == bucket).any()]
-        if not used:
+        if (small := np.flatnonzero(assigned < 0)).size:
             raise ValueError(
-                f"{option}={side}: none of the {len(source)} images fills a size of multiples of {unit} px with a "
-                f"shorter side of {smallest} px (data.crop); lower data.crop or give larger images"
+                f"{option}={side}: {small.size} of {len(source)} images have a side below data.crop={smallest}, "
+                f"{source.name(int(small[0]))} among them; lower data.crop or leave them out"
             )
+        used = np.unique(assigned).tolist()
         self.buckets = [ladder[bucket] for bucket in used]
         self.members = [np.flatnonzero(assigned == bucket).astype(np.int32) for bucket in used]
         self.order = BucketOrder([len(members) for members in self.members], global_batch, seed)

@@ -1,5 +1,6 @@
 """From options to the objects of a run: plain values to plain constructors."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torchmetrics import Metric
 
 from datamodules.randomness import generator_for
 from datamodules.sr4k import SR4KDataModule
+from datamodules.whole_images import bucket_ladder
 from experiments.checks import period_of, size_unit
 from experiments.schema import (
     Autoencoder,
@@ -169,9 +171,12 @@ def build_transformer(options: TransformerOptions, codec: Codec, window: int) ->
 
 
 def window_of(options: OneStepFlux | LatentFlow) -> int:
-    """Tokens per side that the position embedding takes as trained: as given, or of the crop or whole_side."""
-    side = options.data.whole_side if options.data.sample == "whole" else options.data.crop
-    return options.transformer.rope.window or side // size_unit(options)
+    """Tokens per side that the position embedding takes as trained: as given, or of the crop or longest whole image."""
+    data, unit = options.data, size_unit(options)
+    side = data.crop
+    if data.sample == "whole":
+        side = max(map(max, bucket_ladder(data.whole_side, data.crop, math.lcm(unit, data.scale))))
+    return options.transformer.rope.window or side // unit
 
 
 def build_prompt(options: TransformerOptions, transformer: FluxTransformer2DModel) -> tuple[Tensor, Tensor]:

@@ -74,6 +74,7 @@ RULES: dict[str, Rule] = {
     "data.crop_preference": _one_of(*PREFERENCES),
     "data.crop_candidates": POSITIVE,
     "data.whole_side": POSITIVE,
+    "data.cache": ("a folder", bool),
     "data.cache_gb": POSITIVE,
     "data.decoded_mb": NOT_NEGATIVE,
     "data.val_crop": POSITIVE,

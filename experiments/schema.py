@@ -94,7 +94,7 @@ class RopeOptions:
     variant: str = "plain"
     """plain, interpolation, ntk or yarn: what happens to an image with more tokens than `window` per side."""
     window: int = 0
-    """Tokens per side that the variants take as trained; 0: those of data.crop, or of data.whole_side."""
+    """Tokens per side that the variants take as trained; 0: those of data.crop, or of the longest whole image."""
 
 
 @dataclass

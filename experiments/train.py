@@ -4,6 +4,7 @@ import argparse
 import json
 import signal
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from datamodules.sr4k import SR4KDataModule
 from experiments.build import build_data, build_system, metric_names, pca_patches, start_crops
 from experiments.checkpoints import OPTIONS_KEY, AtomicCheckpoints, load_weights, options_of, read_checkpoint
 from experiments.checks import has_bf16_base
-from experiments.command_line import quiet, user_errors
+from experiments.command_line import USER_ERRORS, quiet, user_errors
 from experiments.inference import has_bf16
 from experiments.options import load_options, to_yaml
 from experiments.schema import Autoencoder, Experiment, RealTimeCnn
@@ -40,6 +41,9 @@ from lightning_modules.networks.rt4ksr_start import start_linear
 from lightning_modules.one_step_flux import OneStepFlux
 from lightning_modules.real_time_cnn import RealTimeCnn as RealTimeCnnModule
 from lightning_modules.super_resolution import SuperResolution
+
+SECONDS_TO_END = 10.0
+"""How long a process that has failed may take to end."""
 
 
 class SaveOptions(Callback):
@@ -85,10 +89,28 @@ def train(options: Experiment, resume: str = "", init: str = "") -> Path:
         trainer.fit(system, datamodule=data, ckpt_path=resume or None, weights_only=True if resume else None)
     except SIGTERMException:  # Lightning would end with 0, as if the run were finished
         raise SystemExit(128 + signal.SIGTERM) from None
+    except Exception as error:
+        end_other_ranks(trainer, error)
+        raise
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
     if trainer.is_global_zero:
         save_products(system, folder)
     return folder
+
+
+def end_other_ranks(trainer: pl.Trainer, error: Exception) -> None:
+    """End the processes that this one has started, as they would wait for it for ever.
+
+    SystemExit with the code of a process that failed first and has said why: what this one met is only that it is gone.
+    """
+    processes = getattr(trainer.strategy.launcher, "procs", [])
+    end = time.monotonic() + (0 if isinstance(error, USER_ERRORS) else SECONDS_TO_END)
+    while processes and not (failed := [p.returncode for p in processes if p.poll()]) and time.monotonic() < end:
+        time.sleep(0.1)
+    for process in processes:
+        process.kill()
+    if processes and failed and not isinstance(error, USER_ERRORS):
+        raise SystemExit(failed[0]) from None
 
 
 def start_from_data(options: Experiment, system: SuperResolution, data: SR4KDataModule) -> None:

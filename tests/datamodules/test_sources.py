@@ -39,6 +39,17 @@ def test_fingerprint_changes_with_the_files(source, tmp_path):
     assert before != open_source(str(tmp_path), (), 32, "data.train", "data.crop").fingerprint()
 
 
+def test_fingerprint_is_of_the_data_as_they_were_at_first(source, tmp_path):
+    before = source.fingerprint()
+    last = (tmp_path / "0.png").read_bytes()[-1]
+    with (tmp_path / "0.png").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    assert source.fingerprint() == before
+    changed = open_source(str(tmp_path), (), 32, "data.train", "data.crop")
+    assert changed.fingerprint() != before, "of the same length, another end"
+
+
 def test_cache_is_bounded_and_returns_the_same_pixels(source):
     source._images.most_bytes = 1
     fresh = source.load(0).clone()

@@ -102,6 +102,22 @@ def test_shrinking_is_pillows_bicubic_up_to_its_rounding():
     assert np.abs(found.permute(1, 2, 0).numpy() - expected).max() < 2.5 / 255
 
 
-def test_no_fitting_image_names_the_option(source):
-    with pytest.raises(ValueError, match=r"data\.whole_side=512: none of the 11 images .*data\.crop"):
-        WholeImages(source, 512, 512, 32, seed=5, global_batch=2, option="data.whole_side")
+@pytest.mark.parametrize(
+    ("side", "smallest", "unit"), [(1024, 900, 4), (1000, 512, 32), (2048, 768, 32), (384, 192, 8)]
+)
+def test_no_image_of_large_enough_sides_is_left_out(side, smallest, unit):
+    sizes = np.random.default_rng(0).integers(smallest, 2 * side, (5000, 2))
+    ladder = bucket_ladder(side, smallest, unit)
+    assert all(h * w <= side**2 for h, w in ladder)
+    assert (assign_buckets(sizes, ladder) >= 0).all()
+
+
+def test_an_image_below_all_buckets_is_named(source):
+    with pytest.raises(ValueError, match=r"data\.whole_side=512: 9 of 11 images have a side below data\.crop=70, 00 "):
+        WholeImages(source, 512, 70, 2, seed=5, global_batch=2, option="data.whole_side")
+
+
+@pytest.mark.parametrize(("side", "smallest", "unit"), [(64, 96, 16), (64, 16, 32)])
+def test_impossible_sides_name_the_option(source, side, smallest, unit):
+    with pytest.raises(ValueError, match=rf"data\.whole_side=64: expected at least data\.crop={smallest}"):
+        WholeImages(source, side, smallest, unit, seed=5, global_batch=2, option="data.whole_side")

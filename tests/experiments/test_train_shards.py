@@ -1,6 +1,10 @@
 """Training from shards: whole ones train, damaged ones end the run in one sentence, changed ones are not resumed on."""
 
+import os
+import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules.sampling import sample_key
 from experiments import train as program
 from experiments.shards import pack
+
+CROPS_PER_IMAGE = 64
 
 
 @pytest.fixture
@@ -34,7 +41,14 @@ def refused(shards, monkeypatch, capfd, *more):
     with pytest.raises(SystemExit) as ended:
         train(shards, monkeypatch, *more)
     assert ended.value.code == 2
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    return the_sentence(capfd.readouterr().err)
+
+
+def the_sentence(said):
+    """The one line of an error output that is no progress bar and no warning of torch's; it is the last."""
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in said
+    assert said.rstrip().endswith(line)
     return line
 
 
@@ -56,7 +70,7 @@ def test_a_flipped_byte_ends_the_training_in_one_sentence(shards, monkeypatch, c
     [
         (lambda shards: sorted(shards.glob("*.tar"))[1].unlink(), "shard-000001.tar is missing"),
         (lambda shards: _cut(sorted(shards.glob("*.tar"))[1]), "shard-000001.tar is truncated"),
-        (lambda shards: _cut(next(shards.glob("index*"))), "index"),
+        (lambda shards: _cut(shards / "index.bin"), "index.bin is truncated"),
         (lambda shards: (shards / "dataset.json").unlink(), "dataset.json"),
     ],
     ids=["missing shard", "truncated shard", "truncated index", "no dataset.json"],
@@ -91,6 +105,51 @@ def test_a_data_set_that_changed_is_not_resumed_on(shards, monkeypatch, capfd):
     with pytest.raises(SystemExit):
         program.main()
     assert "cannot resume exactly: data.train was " in capfd.readouterr().err
+
+
+def images_of_rank(rank):
+    """Images of that rank's part of the first global batch, of 6 images in batches of 2 on two ranks."""
+    return sample_key(rank, 6, CROPS_PER_IMAGE, seed=0)[2]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_damage_that_one_of_two_ranks_meets_ends_both(rank, shards, tmp_path, command_environment):
+    damaged, other = images_of_rank(rank), images_of_rank(1 - rank)
+    assert damaged != other
+    folder = tmp_path / "one"
+    pack(shards.parent / "images", folder, shard_mb=1)
+    with tarfile.open(folder / "shard-000000.tar") as tar:
+        place = [member.offset_data for member in tar if member.name.endswith(".png")][damaged]
+    flip(folder / "shard-000000.tar", place + 300)
+    options = [f"data.train={folder}", f"runs={tmp_path / 'two'}", "trainer.devices=2", "trainer.accelerator=cpu"]
+    options += ["data.procedural_share=0", "data.batch_size=2", "network.start=random", "trainer.threads=1"]
+    command = [sys.executable, "-m", "experiments.train", "rt4ksr/s_x2_mini", "--tiny", *options]
+    process = subprocess.Popen(
+        command,
+        env=command_environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 2, errors[-2000:]
+    assert errors.count("was altered") == 1
+    assert "Traceback" not in errors
+    assert is_empty(process.pid), "no process is left"
+
+
+def is_empty(group, seconds=5):
+    """Whether a process group is, or soon becomes, empty."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def flip_pixels(path):
