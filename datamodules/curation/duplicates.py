@@ -6,6 +6,8 @@ from itertools import product
 import imagehash
 import numpy as np
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 HASH_SIDE = 16
@@ -19,8 +21,8 @@ _SMALL = 256
 _COARSE = HASH_SIDE // 2
 _COARSE_BITS = 16
 """More differing bits than this among the 64 of the lowest frequencies were never seen in cropped copies."""
-_QUERIES = 20_000
-"""Views that are looked up at once: bounds the memory."""
+_QUERIES, _PAIRS = 50_000, 1_000_000
+"""Views that are looked up at once, and pairs that are compared at once: both bound the memory."""
 
 
 def perceptual_hash(pixels: Tensor) -> str:
@@ -64,13 +66,17 @@ def near_groups(hashes: Sequence[str], most_bits: int) -> list[int]:
     first: dict[str, int] = {}
     distinct = [first.setdefault(text, len(first)) for text in hashes]
     views = np.stack([_words(text) for text in first]) if first else np.empty((0, len(VIEWS), 4), np.uint64)
-    parents = list(range(len(first)))
-    for whole, other in _near_pairs(views, most_bits):
-        for a, b in zip(whole.tolist(), other.tolist(), strict=True):
-            a, b = _root(parents, a), _root(parents, b)
-            parents[max(a, b)] = min(a, b)
+    flat, wholes = views.reshape(-1, 4), np.ascontiguousarray(views[:, 0])
+    labels = np.arange(len(first))
+    for view, whole in _candidates(flat[:, 0], wholes[:, 0]):
+        apart = labels[view // len(VIEWS)] != labels[whole]
+        view, whole = view[apart], whole[apart]
+        near = np.bitwise_count(flat[view, 0] ^ wholes[whole, 0]) <= _COARSE_BITS
+        view, whole = view[near], whole[near]
+        near = np.bitwise_count(flat[view] ^ wholes[whole]).sum(1, dtype=np.int64) <= most_bits
+        _merge(labels, view[near] // len(VIEWS), whole[near])
     number: dict[int, int] = {}
-    return [number.setdefault(_root(parents, index), len(number)) for index in distinct]
+    return [number.setdefault(int(labels[index]), len(number)) for index in distinct]
 
 
 def _words(text: str) -> np.ndarray:
@@ -80,40 +86,39 @@ def _words(text: str) -> np.ndarray:
     return np.frombuffer(bytes.fromhex(text), ">u8").reshape(len(VIEWS), -1).astype(np.uint64)
 
 
-def _root(parents: list[int], index: int) -> int:
-    while parents[index] != index:
-        parents[index] = index = parents[parents[index]]
-    return index
-
-
-def _near_pairs(views: np.ndarray, most_bits: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of image numbers whose whole and some view are near, in blocks; a pair may come more than once."""
-    wholes = np.ascontiguousarray(views[:, 0])
-    flat = views.reshape(-1, views.shape[-1])
-    probes = np.array([0] + [1 << bit for bit in range(16)], np.uint16)
+def _candidates(views: np.ndarray, wholes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places in both of words of 64 bits that differ by at most one bit in one quarter, in blocks; some repeatedly."""
     for quarter in range(4):
-        keys = _quarter(wholes[:, 0], quarter)
+        keys, sought = ((words >> np.uint64(16 * quarter)).astype(np.uint16) for words in (wholes, views))
         order = np.argsort(keys, kind="stable")
         starts = np.searchsorted(keys[order], np.arange(2**16 + 1))
-        for first in range(0, len(flat), _QUERIES):
-            queries = flat[first : first + _QUERIES]
-            for probe in probes:
-                query, whole = _candidates(_quarter(queries[:, 0], quarter) ^ probe, starts, order)
-                near = np.bitwise_count(queries[query, 0] ^ wholes[whole, 0]) <= min(most_bits, _COARSE_BITS)
-                query, whole = query[near], whole[near]
-                bits = np.bitwise_count(queries[query] ^ wholes[whole]).sum(1, dtype=np.int64)
-                other = (first + query) // views.shape[1]
-                near = (bits <= most_bits) & (other != whole)
-                yield whole[near], other[near]
+        for flip in (0, *(1 << bit for bit in range(16))):
+            for first in range(0, len(sought), _QUERIES):
+                yield from _equal(sought[first : first + _QUERIES] ^ np.uint16(flip), first, starts, order)
 
 
-def _quarter(words: np.ndarray, quarter: int) -> np.ndarray:
-    return (words >> np.uint64(16 * quarter)).astype(np.uint16)
+def _equal(
+    keys: np.ndarray, first: int, starts: np.ndarray, order: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All (place from `first` on, whole) of equal key, at most _PAIRS at once, more for a single place."""
+    begin = starts[keys]
+    counts = starts[keys.astype(np.int64) + 1] - begin
+    before = np.cumsum(counts) - counts
+    for places in np.split(np.arange(len(keys)), np.flatnonzero(np.diff(before // _PAIRS)) + 1):
+        many = counts[places]
+        place = np.repeat(places, many)
+        within = np.arange(len(place)) - np.repeat(before[places] - before[places[:1]], many)
+        yield place + first, order[begin[place] + within]
 
 
-def _candidates(keys: np.ndarray, starts: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All (query, whole) of equal key."""
-    counts = starts[keys.astype(np.int64) + 1] - starts[keys]
-    query = np.repeat(np.arange(len(keys)), counts)
-    within = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return query, order[starts[keys][query] + within]
+def _merge(labels: np.ndarray, ones: np.ndarray, others: np.ndarray) -> None:
+    """Give all labels that the pairs connect the least of them, in place."""
+    if not len(ones):
+        return
+    names, pairs = np.unique(np.stack([labels[ones], labels[others]]), return_inverse=True)
+    pairs = pairs.reshape(2, -1)
+    graph = coo_array((np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=(len(names), len(names)))
+    _, groups = connected_components(graph, directed=False)
+    renamed = np.arange(len(labels))
+    renamed[names] = names[np.unique(groups, return_index=True)[1]][groups]
+    labels[:] = renamed[labels]

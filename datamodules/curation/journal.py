@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, BinaryIO
 
+from datamodules import image_io
 from datamodules.curation import (
     clip_scores,
     contact_sheet,
@@ -77,7 +78,7 @@ class Journal:
 def score_keys(settings: Curation) -> dict[str, str]:
     """A hash for each stage over all that its scores depend on besides the image: code, model files, prompts."""
     quality, judging = settings.models, settings.judge
-    code = [duplicates, measures, spectrum]
+    code = [image_io, duplicates, measures, spectrum]
     return {
         "preliminary": _hash(_sources(code)),
         "quality": _hash(_sources([*code, niqe, clip_scores, pyiqa_scores]), _models(quality)),

@@ -82,7 +82,11 @@ def _decoded(path: Path, row: Row, settings: Curation) -> Tensor | None:
     """(3,H,W) pixels, with fingerprint and header added to the row; None for more than max_pixels."""
     limit = settings.preliminary.max_pixels
     data = _bytes_of(path)
-    row |= {"fingerprint": hashlib.blake2b(data, digest_size=16).hexdigest(), "bytes": len(data)}
+    fingerprint = hashlib.blake2b(data, digest_size=16).hexdigest()
+    if row.get("fingerprint", fingerprint) != fingerprint:  # replaced since it was last looked at
+        for name in row.keys() - {"path"}:
+            del row[name]
+    row |= {"fingerprint": fingerprint, "bytes": len(data)}
     _check_chunks(data)
     header = read_header(data, "the file", _ANY_SIZE)
     row |= {"width": header.width, "height": header.height, "format": header.format, "mode": header.mode}

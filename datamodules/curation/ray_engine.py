@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def run_ray(tasks: Sequence[Task], settings: Curation, workers: int, measure: Me
     if not tasks:
         return
     ray = _started(workers)
+    settings = _absolute(settings)
     try:
         ray.get(ray.remote(warm_up).remote(settings.models))
         left = dict(enumerate(tasks))
@@ -81,11 +83,24 @@ def _item(number: int, task: Task) -> Item:
     file = task.file
     return {
         "number": number,
-        "path": str(file.path),
+        "path": str(file.path.absolute()),
         "relative": file.relative,
         "known": json.dumps(task.known),
         "judging": task.judging,
     }
+
+
+def _absolute(settings: Curation) -> Curation:
+    """The same models by paths that do not depend on the folder in which a process of Ray was started."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).absolute()) if path and Path(path).exists() else path
+
+    models, judging = settings.models, settings.judge
+    places = {name: absolute(getattr(models, name)) for name in ("niqe", "clip", "aesthetic")}
+    pyiqa = {name: absolute(path) for name, path in models.pyiqa.items()}
+    models = replace(models, **places, pyiqa=pyiqa)
+    return replace(settings, models=models, judge=replace(judging, folder=absolute(judging.folder)))
 
 
 def _measured(item: Item, settings: Curation, measure: Measure) -> Item:

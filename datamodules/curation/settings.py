@@ -17,7 +17,7 @@ class PreliminaryBounds:
     """Largest ratio of the longer to the shorter side."""
     bit_depth: int = 8
     """Fewest bits per channel, 8 or 16."""
-    chroma: float = 0.0015
+    chroma: float = 0.001
     """Least mean distance of the channels from grey, in units of [0,1]; below it the photograph counts as grey."""
     high_band: float = -14.0
     """Least detail above the band that an upscaling leaves, in dB: photographs -8 to 0, upscaled ones -15 to -45."""
@@ -35,7 +35,7 @@ class QualityBounds:
     """Least share of their height that the sharpest edges rise by in one px: 0.5 and more is sharp, 0.2 a 2 px blur."""
     noise: float = 0.03
     """Largest deviation of the noise in flat blocks, in units of [0,1]."""
-    blockiness: float = 14.0
+    blockiness: float = 16.0
     """Largest step in which JPEG rounded low frequencies, as in its tables: 6 at quality 75, 12 at 50, 21 at 30."""
     dark_share: float = 0.5
     """Largest share of pixels darker than 1/8 of white."""

@@ -13,6 +13,7 @@ _DETAILED = 8
 """The most detailed of them count: what is out of focus or flat says nothing."""
 _SHIFTS = np.arange(140, 380)
 """Distances between a frequency and its repetition, cycles per TILE: enlargements by 3.65 to 1.35."""
+_AT_HALF = np.abs(_SHIFTS - TILE // 2) <= 1
 _BLURRED = 190
 """Below this shift, an enlargement by 2.7, missing energy alone says blurred rather than enlarged."""
 _NEAREST, _WIDTH, _STRIPE = 10, 28, 7
@@ -25,8 +26,8 @@ _SMOOTH = 0.3
 """The same over all middle frequencies of a tile, under which it holds rounding alone, whose energy is 1/12."""
 _PROOF = 0.1
 """Share of repetition above a cut that proves an enlargement, with noise or JPEG laid over it."""
-_PROOF_AT_HALF = 0.3
-"""The same where the repetition is one of 1/2, of which coarse JPEG rounding gives up to 0.25."""
+_PROOF_AT_HALF = 0.15
+"""The same for an enlargement by 2, of which JPEG alone leaves slight traces too."""
 _NOTHING = 1e-3
 
 
@@ -45,8 +46,8 @@ def high_band(luma: Tensor) -> float:
         return float("nan")
     spectra = scipy.fft.fft2(_tiles(luma))
     energy_ratios, repeated = zip(*(_along_rows(axis) for axis in (spectra, spectra.swapaxes(1, 2))), strict=True)
-    at_half = np.abs(_SHIFTS - TILE // 2) <= 1
-    proven = _above_its_surroundings(np.mean(repeated, axis=0)) / np.where(at_half, _PROOF_AT_HALF, _PROOF)
+    proof = np.where(_AT_HALF, _PROOF_AT_HALF, _PROOF)
+    proven = _above_its_surroundings(np.mean(repeated, axis=0)) / proof
     own = 10 * np.log10(np.clip(1 - proven, _NOTHING, 1))
     scores = np.fmax(*energy_ratios) * (_SHIFTS >= _BLURRED) + own
     return float("nan") if np.isnan(scores).all() else float(np.nanmin(scores))
@@ -101,9 +102,12 @@ def _one_cut(spectra: np.ndarray, energy: np.ndarray, shift: int) -> tuple[np.nd
 def _above_its_surroundings(repeated: np.ndarray) -> np.ndarray:
     """How far each shift's share stands above the shifts beside it: a lone straight edge repeats itself at any shift.
 
-    0 at multiples of 1/8, where JPEG's blocks repeat too; not at 1/2, where by their symmetry they hardly do.
+    0 at multiples of 1/8, where JPEG's blocks repeat too. At 1/2 their symmetry leaves less than half of what they
+    leave at 5/8, which is taken off.
     """
     beside = np.median([np.roll(repeated, step) for step in (-9, -7, -5, 5, 7, 9)], axis=0)
+    raised = np.maximum(repeated - beside, 0)
     eighth = TILE // 8
-    jpeg = (np.abs((_SHIFTS + eighth // 2) % eighth - eighth // 2) <= 1) & (np.abs(_SHIFTS - TILE // 2) > 1)
-    return np.where(jpeg, 0, np.maximum(repeated - beside, 0))
+    jpeg = np.abs((_SHIFTS + eighth // 2) % eighth - eighth // 2) <= 1
+    at_half = np.maximum(raised - raised[5 * eighth == _SHIFTS] / 2, 0)
+    return np.where(_AT_HALF, at_half, np.where(jpeg, 0, raised))

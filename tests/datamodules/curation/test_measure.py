@@ -89,3 +89,9 @@ def test_later_stages_are_measured_where_the_earlier_ones_pass(tmp_path):
     assert lacks(row, SMALL)
     assert measured(tmp_path / "a.png", SMALL, row) == measured(tmp_path / "a.png", SMALL)
     assert not lacks(measured(tmp_path / "a.png", SMALL, row), SMALL)
+
+
+def test_scores_of_another_file_are_not_taken_over(tmp_path):
+    Image.new("RGB", (600, 700)).save(tmp_path / "a.png")
+    row = measured(tmp_path / "a.png", SMALL, {"fingerprint": "00", "hash": "00", "sharpness": 9.0})
+    assert row == measured(tmp_path / "a.png", SMALL)

@@ -17,6 +17,8 @@ pytest.importorskip("ray", reason='the extra "ray" is not installed')
 
 from datamodules.curation.ray_engine import run_ray
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # Ray takes most of a minute to start on two cores
+
 
 @pytest.fixture
 def deadly(monkeypatch):
