@@ -14,7 +14,7 @@ from datamodules.curation.pyiqa_scores import METRICS
 from datamodules.curation.settings import Curation
 from datamodules.curation.vision_judge import check_judge
 from experiments.checks import OptionError
-from experiments.options import FOLDER, _explain, _merge, _override, _with_bases
+from experiments.options import FOLDER, explain, merge, override, with_bases
 
 SHIPPED = FOLDER / "curation"
 ABOVE_ZERO = ("preliminary.max_pixels", "preliminary.short_side", "preliminary.pixels")
@@ -35,13 +35,13 @@ def load_curation(config: str, overrides: Sequence[str] = ()) -> Curation:
     Raises OptionError with key, value and expectation; FileNotFoundError and ValueError for model files not there.
     """
     path = find_config(config)
-    raw, _ = _with_bases(path, ())
-    raw = _merge(str(path), raw, *map(_override, overrides))
+    raw, _ = with_bases(path, ())
+    raw = merge(str(path), raw, *map(override, overrides))
     schema = OmegaConf.structured(Curation)
     try:
         options = OmegaConf.to_object(OmegaConf.merge(schema, raw))
     except OmegaConfBaseException as error:
-        raise OptionError(_explain(error, raw, schema, str(path))) from error
+        raise OptionError(explain(error, raw, schema, str(path))) from error
     assert isinstance(options, Curation)
     for wrong in _impossible(options):
         raise OptionError(wrong)

@@ -37,10 +37,10 @@ def load_options(experiment: str | Path, overrides: Sequence[str] = (), tiny: bo
     Raises OptionError for everything a user can get wrong.
     """
     path = find_experiment(experiment)
-    merged, shrink = _with_bases(path, ())
+    merged, shrink = with_bases(path, ())
     given = list(shrink if tiny else ()) + list(overrides)
     named = OmegaConf.create({"name": _default_name(path) + ("-tiny" if tiny else "")})
-    return typed_options(_merge(str(path), named, merged, *map(_override, given)), str(path))
+    return typed_options(merge(str(path), named, merged, *map(override, given)), str(path))
 
 
 def typed_options(raw: DictConfig, origin: str) -> Experiment:
@@ -52,7 +52,7 @@ def typed_options(raw: DictConfig, origin: str) -> Experiment:
     try:
         options = OmegaConf.to_object(OmegaConf.merge(schema, raw))
     except OmegaConfBaseException as error:
-        raise OptionError(_explain(error, raw, schema, origin)) from error
+        raise OptionError(explain(error, raw, schema, origin)) from error
     if not isinstance(options, Experiment):
         raise OptionError(f"{origin}: expected a mapping of options, found {type(options).__name__}")
     check(options)
@@ -72,7 +72,7 @@ def find_experiment(experiment: str | Path) -> Path:
 
 def system_of(experiment: str | Path) -> str:
     """The system that an experiment's file or its base names, before any override; "" where none does."""
-    raw, _ = _with_bases(find_experiment(experiment), ())
+    raw, _ = with_bases(find_experiment(experiment), ())
     return str(raw.get("system", ""))
 
 
@@ -89,17 +89,19 @@ def to_yaml(options: Experiment) -> str:
 
 def from_yaml(text: str, overrides: Sequence[str] = (), origin: str = "the checkpoint") -> Experiment:
     """Options saved by `to_yaml`, with overrides, checked again."""
-    return typed_options(_merge(origin, OmegaConf.create(text), *map(_override, overrides)), origin)
+    return typed_options(merge(origin, OmegaConf.create(text), *map(override, overrides)), origin)
 
 
-def _merge(origin: str, *parts: DictConfig | ListConfig) -> DictConfig:
+def merge(origin: str, *parts: DictConfig | ListConfig) -> DictConfig:
+    """Options of which the later win; `origin` names them in OptionError."""
     merged = OmegaConf.merge(*parts)
     if not isinstance(merged, DictConfig):
         raise OptionError(f"{origin}: expected a mapping of options")
     return merged
 
 
-def _with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[DictConfig, Sequence[str]]:
+def with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[DictConfig, Sequence[str]]:
+    """A file's options over those of its bases, and the list `tiny:`; seen: the files that led here."""
     if path.resolve() in seen:
         raise OptionError(f"{path}: base files name each other in a circle")
     try:
@@ -117,8 +119,8 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> tuple[DictConfig, Sequenc
         raise OptionError(f"{path}: tiny: {tiny}: expected a list of overrides key=value")
     if base is None:
         return raw, tiny or ()
-    parent, parent_tiny = _with_bases(_find_base(path, base), (*seen, path.resolve()))
-    return _merge(str(path), parent, raw), tiny if tiny is not None else parent_tiny
+    parent, parent_tiny = with_bases(_find_base(path, base), (*seen, path.resolve()))
+    return merge(str(path), parent, raw), tiny if tiny is not None else parent_tiny
 
 
 def _find_base(path: Path, base: str) -> Path:
@@ -128,7 +130,8 @@ def _find_base(path: Path, base: str) -> Path:
     raise OptionError(f"{path}: base: {base} not found beside it or below {FOLDER.name}/")
 
 
-def _override(item: str) -> DictConfig:
+def override(item: str) -> DictConfig:
+    """Options from `key=value`."""
     key, equals, value = item.partition("=")
     if not equals or not key.strip():
         raise OptionError(f'SET="{item}": expected key=value, for example SET="data.crop=128 seed=1"')
@@ -145,7 +148,8 @@ def _default_name(path: Path) -> str:
         return path.stem
 
 
-def _explain(error: OmegaConfBaseException, raw: DictConfig, schema: DictConfig, origin: str) -> str:
+def explain(error: OmegaConfBaseException, raw: DictConfig, schema: DictConfig, origin: str) -> str:
+    """One sentence, with key, value and expectation, for what OmegaConf refused."""
     key = error.full_key or ""
     if isinstance(error, MissingMandatoryValue):
         return f"option {key} in {origin} has no value, and none is assumed: set it"
