@@ -71,14 +71,14 @@ curate: install ## Choose the photographs that are fit for training, with a reas
 	  $(call option,--engine,ENGINE) $(call option,--workers,WORKERS)
 
 shards: install ## Pack curated photographs, or any folder of images, into tar files for training
-##   IN=data/curated     what make curate wrote, or a folder of images (needed)
+##   IN=data/curated     what make curate wrote, or a folder of images, each of which is decoded first (needed)
 ##   OUT=data/4ksr-train folder of the shards, for data.train= (needed); goes on where it was stopped
 ##   SHARD_MB=1000       size of a tar file
 	$(PY) -m experiments.shards $(call path,IN) $(call path,OUT) $(call option,--shard-mb,SHARD_MB)
 
 shards-check: install ## Read all shards and compare every byte with its checksum
 ##   IN=data/4ksr-train  folder or address of the shards (needed)
-##   WORKERS=8           shards at the same time (default: one per core)
+##   WORKERS=8           shards read at the same time, in threads (default: one per core)
 	$(PY) -m experiments.shards_check $(call path,IN) $(call option,--workers,WORKERS)
 
 train: install ## Train one experiment; the run goes to runs/<name>

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from PIL import Image, ImageCms
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
+from datamodules.files import opened_beside
 from datamodules.png16 import encode_png16, is_png16
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -254,7 +255,8 @@ def write_image(
         raise ValueError(f"{path} was not written: the image holds non-finite values")
     scaled = (pixels.clamp(0, 1) * (2**bit_depth - 1)).round_().permute(1, 2, 0).numpy()
     tags = _exif_upright(exif)
-    with _renamed_into_place(path) as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with opened_beside(path) as file:
         if bit_depth == 16:
             tiff = tags[6:] if tags and tags.startswith(b"Exif\0\0") else tags
             file.write(encode_png16(scaled.astype(np.uint16), icc, tiff))
@@ -296,16 +298,3 @@ def _exif_upright(exif: bytes | None) -> bytes | None:
         return tags.tobytes() if exif else None
     except Exception:  # EXIF that cannot be parsed might still say "rotate": it is left out
         return None
-
-
-@contextlib.contextmanager
-def _renamed_into_place(path: Path) -> Iterator[BinaryIO]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -6,13 +6,13 @@ stopped, and applies other bounds without measuring again.
 
 import argparse
 import fcntl
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from datamodules.cores import usable_cores
 from datamodules.curation.clip_scores import skipped_models
 from datamodules.curation.engine import Engine, curate_files, run_local
 from datamodules.curation.journal import JOURNAL, Journal
@@ -20,8 +20,9 @@ from datamodules.curation.ray_engine import run_ray
 from datamodules.curation.rows import Row
 from datamodules.curation.scan import RawFile, scan
 from datamodules.curation.settings import Curation
-from datamodules.curation.table import TABLE, write_table, written_beside
+from datamodules.curation.table import TABLE, write_table
 from datamodules.curation.verdicts import KEEP, OPTIONS, has_judge
+from datamodules.files import written_beside
 from datamodules.image_io import FORMATS
 from experiments.command_line import quiet, user_errors
 
@@ -39,7 +40,7 @@ def curate(raw: Path, out: Path, options: Curation, engine: str = "local") -> li
         files, others = scan(raw, out)
         _introduce(raw, files, others, options)
         start = time.perf_counter()
-        workers = options.workers or len(os.sched_getaffinity(0))
+        workers = options.workers or usable_cores()
         with Journal(out / JOURNAL, options) as journal:
             rows = curate_files(files, options, journal, ENGINES[engine], workers)
         seconds = time.perf_counter() - start

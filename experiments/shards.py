@@ -8,7 +8,9 @@ import argparse
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
+from yaml import YAMLError
 
 from datamodules.image_io import list_images
 from datamodules.shards.plan import Plan, find_source, make_plan
@@ -70,8 +72,7 @@ def plan_curated(folder: Path, shard_bytes: int) -> Plan:
 
 def _raw_folder(folder: Path) -> Path:
     path = folder / OPTIONS
-    options = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else None
-    raw = str(options.get("raw") or "") if isinstance(options, dict) else ""
+    raw = _raw_of(path) if path.is_file() else ""
     if not raw:
         raise ValueError(f"IN={folder} holds {TABLE}, but no {OPTIONS} with the key raw; run `make curate` again")
     if not Path(raw).is_dir():
@@ -79,6 +80,15 @@ def _raw_folder(folder: Path) -> Path:
             f"the curated images are no longer at {raw}, which {path} names as raw; correct it there"
         )
     return Path(raw)
+
+
+def _raw_of(path: Path) -> str:
+    try:
+        options = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read ({said}); correct it, or run `make curate` again") from error
+    return str(options.get("raw") or "") if isinstance(options, dict) else ""
 
 
 def _intention(plan: Plan, packing: Packing, folder: Path, shard_mb: float) -> str:

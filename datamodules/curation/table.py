@@ -1,14 +1,13 @@
 """The table of curation: one row per image in one Parquet file, byte-equal for equal rows."""
 
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datamodules.curation.rows import JUDGE, PRELIMINARY_SCORES, PYIQA, QUALITY_SCORES, Row
+from datamodules.files import written_beside
 
 TABLE = "curation.parquet"
 
@@ -58,18 +57,6 @@ def read_table(path: Path) -> pa.Table:
     if missing:
         raise ValueError(f"{path}: expected the table of a curation, found no column {missing[0]}; run make curate")
     return table
-
-
-@contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
-    """A hidden path beside `path` to write to, renamed to it at the end, removed where the block fails."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _schema(rows: Iterable[Row]) -> pa.Schema:

@@ -10,6 +10,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from datamodules.files import target_of, write_whole
+from datamodules.shards.manifest import ShardError
+
 SAMPLES = "samples"
 UNFINISHED_SECONDS = 600.0
 """After which a copy that is still being written was left behind by a killed process."""
@@ -24,20 +27,24 @@ class SampleCache:
 
     The bound holds over all datasets and processes that use the folder, apart from the few files that are being
     written; the index files beside the samples do not count. A sample larger than the bound is not kept at all. Only
-    files named like this are ever removed. Copies are not trusted: whoever reads one checks it.
+    files named like this are ever removed. Copies are not trusted: whoever reads one checks it. failing: whether the
+    last copy could not be written.
     """
 
     def __init__(self, folder: Path, dataset: str, most_bytes: int) -> None:
         self.folder, self.dataset, self.most_bytes = folder, dataset, most_bytes
+        self.failing = False
 
     def open(self) -> None:
-        """Make the folder, and remove what is too much and what killed processes left; ValueError where it cannot."""
+        """Make the folder, and remove what is too much and what killed processes left; ShardError where it cannot."""
         try:
             (self.folder / self.dataset).mkdir(parents=True, exist_ok=True)
             with self._counter() as counter:
                 _write(counter, self._shrink(self.most_bytes))
         except OSError as error:
-            raise ValueError(f"cannot write to {self.folder} ({error.strerror}); set another folder") from error
+            raise ShardError(
+                f"cannot write to {self.folder} ({error.strerror}); set data.cache to another folder"
+            ) from error
 
     def path(self, number: int) -> Path:
         return self.folder / self.dataset / SAMPLES / f"{number // 1000:04d}" / f"{number:07d}"
@@ -59,20 +66,33 @@ class SampleCache:
         self.path(number).unlink(missing_ok=True)
 
     def put(self, number: int, data: bytes) -> None:
-        """Keep a copy; where the disk does not let us, warn and go on without."""
+        """Keep a copy; where the disk does not let us, warn and go on without, and say so by `failing`."""
         path = self.path(number)
         if len(data) > self.most_bytes or path.exists():
             return
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
+        with self._warned():
             self._make_room(len(data))
             path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(data)
-            os.replace(unfinished, path)
+            write_whole(path, data)
+
+    def index_path(self, name: str) -> Path:
+        """Where the copy of the dataset's index of this name lies, or would."""
+        return self.folder / self.dataset / name
+
+    def put_index(self, name: str, data: bytes) -> None:
+        """Keep a copy of the index, as `put` does of samples."""
+        with self._warned():
+            write_whole(self.index_path(name), data)
+
+    @contextlib.contextmanager
+    def _warned(self) -> Iterator[None]:
+        try:
+            yield
+            self.failing = False
         except OSError as error:
-            with contextlib.suppress(OSError):
-                unfinished.unlink()
-            warnings.warn(f"no local copies are kept in {self.folder}: {error.strerror}", stacklevel=2)
+            self.failing = True
+            reason = f"no local copies are kept in {self.folder} ({error.strerror})"
+            warnings.warn(f"{reason}; make room, or set data.cache to another folder", stacklevel=4)
 
     def _make_room(self, length: int) -> None:
         """Count the bytes in before they are written; beyond the bound, the oldest files make place."""
@@ -88,8 +108,9 @@ class SampleCache:
         left = sum(length for _, _, length in files)
         long_ago = time.time() - UNFINISHED_SECONDS
         for path, used_at, length in files:
-            unfinished = path.endswith(".part")
-            if used_at < long_ago if unfinished else left > most_bytes:
+            too_much = left > most_bytes and not _unfinished(path)
+            left_behind = used_at < long_ago and _unfinished(path)
+            if too_much or left_behind:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
                 left -= length
@@ -98,7 +119,7 @@ class SampleCache:
     def _files(self) -> Iterator[tuple[str, float, int]]:
         """Path, time of the last use and bytes of every copy of every dataset, and of unfinished files."""
         datasets = [Path(entry.path) for entry in _entries(self.folder) if _DATASET.fullmatch(entry.name)]
-        files = [entry for dataset in datasets for entry in _entries(dataset) if entry.name.endswith(".part")]
+        files = [entry for dataset in datasets for entry in _entries(dataset) if _unfinished(entry.path)]
         parts = [Path(part.path) for dataset in datasets for part in _entries(dataset / SAMPLES)]
         for entry in itertools.chain(files, *map(_entries, parts)):
             with contextlib.suppress(FileNotFoundError):
@@ -114,6 +135,10 @@ class SampleCache:
             yield file
         finally:
             os.close(file)
+
+
+def _unfinished(path: str) -> bool:
+    return target_of(os.path.basename(path)) is not None
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -1,12 +1,11 @@
 """Reads whole shards and tells everything that is not as it was packed."""
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,15 +33,26 @@ def open_dataset(location: str) -> Dataset:
     manifest = parse_manifest(folder.read_manifest(), folder.where(MANIFEST))
     problems = []
     index = None
-    with tempfile.TemporaryDirectory() as temporary:  # what is mapped stays readable after its file is removed
-        try:
-            index = open_index(folder, manifest, folder.folder if isinstance(folder, LocalFolder) else Path(temporary))
-        except ShardError as error:
-            problems.append(str(error))
+    try:
+        index = open_index(folder, manifest)
+    except ShardError as error:
+        problems.append(str(error))
     if index is not None and index.fingerprint() != manifest.fingerprint:
         problems.append(f"{folder.where(MANIFEST)} was altered: its fingerprint is not that of the index")
     problems += [f"{path} is no part of the dataset" for path in _strangers(folder, manifest)]
     return Dataset(folder, manifest, index, tuple(problems))
+
+
+class Piece(NamedTuple):
+    """Bytes of a shard that end with an image; after the last image, name is empty and checksum None.
+
+    start: where the image begins in the bytes.
+    """
+
+    data: bytes
+    name: str = ""
+    checksum: int | None = None
+    start: int = 0
 
 
 def check_shards(dataset: Dataset, workers: int, progress: Callable[[int], Any]) -> Iterator[str]:
@@ -62,12 +72,12 @@ def _check_shard(dataset: Dataset, k: int, progress: Callable[[int], Any]) -> li
     digest = hashlib.blake2b(digest_size=16)
     length = 0
     try:
-        for name, checksum, gap, piece in _pieces(dataset, k):
-            digest.update(piece)
-            length += len(piece)
-            progress(len(piece))
-            if checksum is not None and sample_checksum(piece[gap:]) != checksum:
-                problems.append(f"{where}: the image {name!r} was altered or lies elsewhere")
+        for piece in _pieces(dataset, k):
+            digest.update(piece.data)
+            length += len(piece.data)
+            progress(len(piece.data))
+            if piece.checksum is not None and sample_checksum(piece.data[piece.start :]) != piece.checksum:
+                problems.append(f"{where}: the image {piece.name!r} was altered or lies elsewhere")
     except ShardError as error:
         return [*problems, str(error).removesuffix(f"; {REPAIR}")]
     if length != shard.bytes:
@@ -78,25 +88,25 @@ def _check_shard(dataset: Dataset, k: int, progress: Callable[[int], Any]) -> li
     return problems
 
 
-def _pieces(dataset: Dataset, k: int) -> Iterator[tuple[str, int | None, int, bytes]]:
-    """A shard from the start to the end: name, checksum and start of the image that ends a piece, and the piece."""
+def _pieces(dataset: Dataset, k: int) -> Iterator[Piece]:
+    """A shard from the start to the end, as far as it goes."""
     name, position = dataset.manifest.shards[k].name, 0
     if dataset.index is not None:
         for number in np.flatnonzero(dataset.index.records["shard"] == k).tolist():
             entry = dataset.index.entry(number)
-            piece = dataset.folder.read(ByteRange(name, position, entry.offset + entry.length))
-            yield dataset.index.name(number), entry.checksum, entry.offset - position, piece
-            if len(piece) < entry.offset + entry.length - position:
+            data = dataset.folder.read(ByteRange(name, position, entry.offset + entry.length))
+            yield Piece(data, dataset.index.name(number), entry.checksum, entry.offset - position)
+            if len(data) < entry.offset + entry.length - position:
                 return
             position = entry.offset + entry.length
     end = dataset.manifest.shards[k].bytes
     if isinstance(dataset.folder, LocalFolder):
         end += 1  # a longer file is told
     while position < end:
-        piece = dataset.folder.read(ByteRange(name, position, min(position + BLOCK, end)))
-        yield "", None, 0, piece
-        position += len(piece)
-        if not piece:
+        data = dataset.folder.read(ByteRange(name, position, min(position + BLOCK, end)))
+        yield Piece(data)
+        position += len(data)
+        if not data:
             return
 
 

@@ -1,7 +1,7 @@
-"""The byte index beside the shards: fixed-width records, then all names, in one file that is mapped into memory.
+"""The byte index beside the shards: fixed-width records, then all names, in one file that is read into memory.
 
-No object per sample is made: opening, memory and a look-up do not depend on their number, apart from the checksum over
-the file (60 bytes and a name per sample). Little-endian throughout:
+No object per sample is made: memory is that of the file (48 bytes and a name per sample), which forked processes share,
+opening is reading it and its checksum, and a look-up does not depend on their number. Little-endian throughout:
 
     header   64 bytes: magic, bytes of a record, number of records, bytes of all names
     records  RECORD each, in the order of the samples
@@ -9,7 +9,6 @@ the file (60 bytes and a name per sample). Little-endian throughout:
 """
 
 import hashlib
-import mmap
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datamodules.shards.manifest import INDEX, PACK_AGAIN, PackedFile, ShardError
+from datamodules.shards.manifest import INDEX, PACK_AGAIN, PackedFile, ShardError, checksum_of
 
 MAGIC = b"SR4KIDX1"
 HEADER = struct.Struct("<8sQQQ32x")
@@ -35,7 +34,6 @@ RECORD = np.dtype(
 )
 NAME_ERRORS = "surrogateescape"
 """A file's name on Linux may be any bytes."""
-_BLOCK = 2**20
 
 
 class Entry(NamedTuple):
@@ -52,28 +50,28 @@ class Entry(NamedTuple):
 
 
 class ShardIndex:
-    """The samples of a dataset by their number; a copy sent to another process maps the file anew.
+    """The samples of a dataset by their number, out of the bytes of its index file.
 
-    Raises ShardError where the file differs from what dataset.json says of it, also in a single bit.
+    The file is read once: what happens to it later changes nothing, and a copy sent to another process takes the bytes
+    along. where: the file's place, for messages. Raises ShardError where the bytes differ from what dataset.json says
+    of them, also in a single bit.
     """
 
-    def __init__(self, path: Path, packed: PackedFile) -> None:
-        self.path, self.packed = path, packed
-        _check(path, packed)
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        magic, record_bytes, count, name_bytes = HEADER.unpack_from(mapped)
+    def __init__(self, data: bytes, where: str, packed: PackedFile) -> None:
+        _check(data, where, packed)
+        self.where, self._data, self._packed = where, data, packed
+        magic, record_bytes, count, name_bytes = HEADER.unpack_from(data)
         names_at = HEADER.size + RECORD.itemsize * count
-        if (magic, record_bytes, names_at + name_bytes) != (MAGIC, RECORD.itemsize, len(mapped)):
-            raise ShardError(f"{path} is no index of this format; {PACK_AGAIN}")
-        self.records = np.frombuffer(mapped, RECORD, count, HEADER.size)
-        self._names = memoryview(mapped)[names_at:]
+        if (magic, record_bytes, names_at + name_bytes) != (MAGIC, RECORD.itemsize, len(data)):
+            raise ShardError(f"{where} is no index of this format; {PACK_AGAIN}")
+        self.records = np.frombuffer(data, RECORD, count, HEADER.size)
+        self._names = memoryview(data)[names_at:]
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __reduce__(self) -> tuple[type["ShardIndex"], tuple[Path, PackedFile]]:
-        return ShardIndex, (self.path, self.packed)
+    def __reduce__(self) -> tuple[type["ShardIndex"], tuple[bytes, str, PackedFile]]:
+        return ShardIndex, (self._data, self.where, self._packed)
 
     def entry(self, number: int) -> Entry:
         return Entry(*self.records[number].item())
@@ -118,21 +116,23 @@ def index_bytes(rows: Sequence[tuple[int, int, int, int, int, int]], names: Sequ
     return header + records.tobytes() + b"".join(encoded)
 
 
-def _check(path: Path, packed: PackedFile) -> None:
-    """Read the file once, in blocks: what is only mapped counts as memory once it is touched."""
-    if not path.is_file():
-        raise ShardError(f"{path} is missing, the index of the shards; copy it anew, or {PACK_AGAIN}")
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    if (found := path.stat().st_size) != packed.bytes:
+def read_index(path: Path, packed: PackedFile) -> ShardIndex:
+    """The index in a file; ShardError where there is none."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ShardError(f"{path} is missing, the index of the shards; copy it anew, or {PACK_AGAIN}") from error
+    return ShardIndex(data, str(path), packed)
+
+
+def _check(data: bytes, where: str, packed: PackedFile) -> None:
+    if (found := len(data)) != packed.bytes:
         kind = "truncated" if found < packed.bytes else "too long"
         raise ShardError(
-            f"{path} is {kind}: found {found} bytes, expected the {packed.bytes} that dataset.json names; copy {INDEX} "
-            f"anew, or {PACK_AGAIN}"
+            f"{where} is {kind}: found {found} bytes, expected the {packed.bytes} that dataset.json names; copy "
+            f"{INDEX} anew, or {PACK_AGAIN}"
         )
-    if digest.hexdigest() != packed.checksum:
+    if checksum_of(data) != packed.checksum:
         raise ShardError(
-            f"{path} was altered: its checksum is not the one in dataset.json; copy {INDEX} anew, or {PACK_AGAIN}"
+            f"{where} was altered: its checksum is not the one in dataset.json; copy {INDEX} anew, or {PACK_AGAIN}"
         )

@@ -1,7 +1,6 @@
 """Images out of shards, by their number: every read is checked against the index."""
 
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -9,9 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from datamodules.image_cache import CACHE_BYTES, ImageCache, large_enough
-from datamodules.image_io import decode
+from datamodules.image_io import ImageReadError, decode
 from datamodules.shards.cache import SampleCache
-from datamodules.shards.index import Entry, ShardIndex
+from datamodules.shards.index import Entry, ShardIndex, read_index
 from datamodules.shards.manifest import (
     MANIFEST,
     PACK_AGAIN,
@@ -88,9 +87,10 @@ class ShardSource:
     def prefetch(self, indices: Sequence[int]) -> None:
         """Fetch what the cache lacks of these samples, at the same time; local shards need none.
 
-        No more than half the cache, so that nothing is pushed out before its use. What fails is left to `load`.
+        No more than half the cache, so that nothing is pushed out before its use; nothing where the last copy could
+        not be kept. What fails is left to `load`.
         """
-        if self.cache is None or not isinstance(self.folder, RemoteFolder):
+        if self.cache is None or self.cache.failing or not isinstance(self.folder, RemoteFolder):
             return
         room = min(self.cache.most_bytes // 2, PREFETCH_BYTES)
         wanted: dict[int, Entry] = {}
@@ -109,12 +109,18 @@ class ShardSource:
         for (number, entry), data in zip(wanted.items(), found, strict=True):
             if data is not None and _is_whole(data, entry):
                 self.cache.put(number, data)
+                if self.cache.failing:
+                    return
 
     def _number(self, index: int) -> int:
         return index if self.chosen is None else int(self.chosen[index])
 
     def _decode(self, index: int) -> Tensor:
-        return decode(self.read(index), f"{self.index.name(self._number(index))} of {self.folder.where('')}").pixels
+        name = f"{self.index.name(self._number(index))} of {self.folder.where('')}"
+        try:
+            return decode(self.read(index), name).pixels
+        except ImageReadError as error:
+            raise ImageReadError(f"{error}; leave it out with `make curate` and pack again") from error
 
     def _range(self, entry: Entry) -> ByteRange:
         return ByteRange(self.manifest.shards[entry.shard].name, entry.offset, entry.offset + entry.length)
@@ -160,11 +166,11 @@ def open_shards(
         copies = None
         if isinstance(folder, LocalFolder):
             check_lengths(folder, manifest)
-            index = open_index(folder, manifest, folder.folder)
+            index = open_index(folder, manifest)
         else:
             copies = SampleCache(Path(cache), manifest.index.checksum, cache_bytes)
             copies.open()
-            index = open_index(folder, manifest, copies.folder / copies.dataset)
+            index = open_index(folder, manifest, copies)
     except ShardError as error:
         raise ShardError(f"{option}={location}: {error}") from error
     chosen = large_enough(index.sizes(), index.name, min_size, f"{option}={location}", size_option)
@@ -182,29 +188,25 @@ def check_lengths(folder: LocalFolder, manifest: Manifest) -> None:
             raise ShardError(f"{path} is {kind}: found {found} bytes, expected {shard.bytes}; {REPAIR}")
 
 
-def open_index(folder: Folder, manifest: Manifest, place: Path) -> ShardIndex:
-    """The index at a local place, fetched to there from a remote folder unless it lies there whole."""
-    path = place / manifest.index.name
-    if isinstance(folder, RemoteFolder):
+def open_index(folder: Folder, manifest: Manifest, cache: SampleCache | None = None) -> ShardIndex:
+    """The dataset's index; that of a remote folder is fetched, unless it lies whole in the cache."""
+    name = manifest.index.name
+    if isinstance(folder, LocalFolder):
+        return _counted(read_index(folder.folder / name, manifest.index), manifest)
+    if cache is not None:
         with contextlib.suppress(ShardError):
-            return _counted(ShardIndex(path, manifest.index), manifest)
-        _write_whole(path, folder.read_whole(manifest.index.name))
-    try:
-        return _counted(ShardIndex(path, manifest.index), manifest)
-    except ShardError as error:
-        raise ShardError(str(error).replace(str(path), folder.where(path.name))) from error
+            return _counted(read_index(cache.index_path(name), manifest.index), manifest)
+    data = folder.read_whole(name)
+    index = _counted(ShardIndex(data, folder.where(name), manifest.index), manifest)
+    if cache is not None:
+        cache.put_index(name, data)
+    return index
 
 
 def _counted(index: ShardIndex, manifest: Manifest) -> ShardIndex:
     if len(index) != manifest.samples:
         raise ShardError(
-            f"{MANIFEST} names {manifest.samples} samples and {index.path} holds {len(index)}; copy both anew, or "
+            f"{MANIFEST} names {manifest.samples} samples and {index.where} holds {len(index)}; copy both anew, or "
             f"{PACK_AGAIN}"
         )
     return index
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    os.replace(part, path)

@@ -3,19 +3,20 @@
 A shard appears under its name when it is finished, then a file beside it with what is in it; dataset.json comes last.
 """
 
-import contextlib
 import fcntl
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from datamodules.image_io import ImageHeader, ImageReadError, read_header
-from datamodules.shards.index import ShardIndex, index_bytes
+from datamodules.files import opened_beside, target_of, write_whole
+from datamodules.shards.images import read_images
+from datamodules.shards.index import ShardIndex, index_bytes, read_index
 from datamodules.shards.manifest import (
     INDEX,
     MANIFEST,
@@ -26,12 +27,14 @@ from datamodules.shards.manifest import (
     parse_manifest,
     sample_checksum,
 )
-from datamodules.shards.plan import Plan, Source
+from datamodules.shards.plan import Plan
 from datamodules.shards.tar_file import Row, TarFile
 
 SPARE_BYTES = 10 * 1024**2
 STATE = ".packing.json"
 """In a folder that is being packed: what is packed into it."""
+CLOCKS_APART_NS = 24 * 3600 * 10**9
+"""By which the clocks of the images' file server and of the shards' disk may differ."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,9 @@ class Packing:
             raise ValueError(f"{self.folder}: another packing is at work there; wait for it, or give OUT=") from error
         except OSError:  # a network file system
             warnings.warn(f"{self.folder} cannot be locked: see that nothing else packs into it", stacklevel=3)
-        for pattern in (".shard-*.part", f".{INDEX}.part", f".{MANIFEST}.part", f"{STATE}.part"):
-            for part in self.folder.glob(pattern):
-                part.unlink()
+        for path in self.folder.iterdir():  # what killed packings have left
+            if _is_ours(target_of(path.name) or ""):
+                path.unlink()
         self._take_over()
 
     def _take_over(self) -> None:
@@ -101,7 +104,7 @@ class Packing:
         elif any(self.folder.iterdir()):
             raise ValueError(f"{self.folder} is not empty and holds no shards; give another folder with OUT=")
         else:
-            _write(self.folder / STATE, _to_json(state))
+            write_whole(self.folder / STATE, _to_json(state), sync=True)
 
     @property
     def missing(self) -> list[int]:
@@ -127,7 +130,8 @@ class Packing:
 
     def run(self, progress: Callable[[int], Any]) -> Manifest:
         """Pack what is missing, with progress(bytes) after each image; ValueError for a source that has changed."""
-        self.check_space()
+        if self.finished is None or self.missing:
+            self.check_space()
         for k in self.missing:
             self._pack_shard(k, progress)
         if self.finished is None:
@@ -138,30 +142,31 @@ class Packing:
 
     def _pack_shard(self, k: int, progress: Callable[[int], Any]) -> None:
         name, rows = _shard_name(k), []
-        with _renamed_into_place(self.folder / name) as file:
+        with (
+            opened_beside(self.folder / name, sync=True) as file,
+            closing(read_images(self.plan.shards[k])) as images,
+        ):
             shard = TarFile(file)
-            for number, source in enumerate(self.plan.shards[k], self.firsts[k]):
-                data = source.read()
-                rows.append(shard.add(number, data, _header(data, source), source.name))
+            for number, (source, data, header) in enumerate(images, self.firsts[k]):
+                rows.append(shard.add(number, data, header, source.name))
                 progress(source.packed_bytes)
             packed_file = PackedFile(name, checksum=shard.end(), bytes=shard.length)
-        packed = PackedShard(packed_file, self._planned(k), tuple(rows))
+            if self.finished is not None and packed_file != self.finished.shards[k]:
+                raise ValueError(f"{self.folder / name}: the images have changed since they were packed; {PACK_AGAIN}")
         if self.finished is None:
-            _write(self.folder / f".{name}.json", _to_json(asdict(packed)))
-            self.packed[k] = packed
-        elif packed.file != self.finished.shards[k]:
-            raise ValueError(f"{self.folder / name}: the images have changed since they were packed; {PACK_AGAIN}")
+            self.packed[k] = PackedShard(packed_file, self._planned(k), tuple(rows))
+            write_whole(self.folder / f".{name}.json", _to_json(asdict(self.packed[k])), sync=True)
 
     def _finish(self) -> Manifest:
         shards = [self.packed[k] for k in range(len(self.plan.shards))]
         names = [source.name for shard in self.plan.shards for source in shard]
         data = index_bytes([(k, *row) for k, shard in enumerate(shards) for row in shard.rows], names)
-        _write(self.folder / INDEX, data)
         packed = PackedFile(INDEX, len(data), checksum_of(data))
-        fingerprint = ShardIndex(self.folder / INDEX, packed).fingerprint()
+        fingerprint = ShardIndex(data, str(self.folder / INDEX), packed).fingerprint()
+        write_whole(self.folder / INDEX, data, sync=True)
         files = tuple(shard.file for shard in shards)
         manifest = Manifest(len(names), self.plan.shard_bytes, fingerprint, packed, files)
-        _write(self.folder / MANIFEST, manifest.to_bytes())
+        write_whole(self.folder / MANIFEST, manifest.to_bytes(), sync=True)
         return manifest
 
     def _planned(self, k: int) -> str:
@@ -190,13 +195,13 @@ class Packing:
         """What the folder's dataset.json says; ValueError where the plan is of other images or other shards."""
         path = self.folder / MANIFEST
         manifest = parse_manifest(path.read_bytes(), str(path))
-        index = ShardIndex(self.folder / manifest.index.name, manifest.index)
+        index = read_index(self.folder / manifest.index.name, manifest.index)
         sources = [source for shard in self.plan.shards for source in shard]
-        packed_at = path.stat().st_mtime_ns
+        surely_before = path.stat().st_mtime_ns - CLOCKS_APART_NS
         same = manifest.shard_bytes == self.plan.shard_bytes and len(index) == len(sources)
         for number, source in enumerate(sources if same else []):
             same = same and (index.name(number), index.entry(number).length) == (source.name, source.length)
-            if same and max(source.changed) >= packed_at:
+            if same and max(source.changed) >= surely_before:
                 same = sample_checksum(source.read()) == index.entry(number).checksum
         if not same:
             raise ValueError(
@@ -206,11 +211,9 @@ class Packing:
         return manifest
 
 
-def _header(data: bytes, source: Source) -> ImageHeader:
-    try:
-        return read_header(data, str(source.path))
-    except ImageReadError as error:
-        raise ValueError(f"{error}; remove it, or let `make curate` leave out such files") from error
+def _is_ours(name: str) -> bool:
+    """Whether a file of this name, without leading dots, is one that packing writes."""
+    return name.startswith("shard-") or name in (INDEX, MANIFEST, STATE.removeprefix("."))
 
 
 def _shard_name(k: int) -> str:
@@ -231,23 +234,3 @@ def _json_of(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _write(path: Path, data: bytes) -> None:
-    with _renamed_into_place(path) as file:
-        file.write(data)
-
-
-@contextlib.contextmanager
-def _renamed_into_place(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears whole, and only after its bytes are on the disk."""
-    part = path.with_name(f".{path.name.lstrip('.')}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

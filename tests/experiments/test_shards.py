@@ -1,10 +1,12 @@
 import multiprocessing
-import os
 import random
 import re
 import signal
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from datamodules.shards.reader import open_shards
 from experiments import shards, shards_check
 
 FORK = multiprocessing.get_context("fork")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -83,6 +86,10 @@ def same_length(path):
     path.write_bytes(data)
 
 
+def rewrite_options(curation, text):
+    (curation / "options.yaml").write_text(text)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -90,6 +97,15 @@ def same_length(path):
         (lambda raw, curation: (raw / "0.jpg").write_bytes(b"x"), "0.jpg has 1 bytes and had"),
         (lambda raw, curation: same_length(raw / "0.jpg"), "0.jpg is not the file that was curated; run `make curate`"),
         (lambda raw, curation: (curation / "options.yaml").unlink(), "no options.yaml with the key raw; run"),
+        (
+            lambda raw, curation: rewrite_options(curation, "raw: a\n b: c: [\n"),
+            "options.yaml cannot be read (",
+        ),
+        (
+            lambda raw, curation: rewrite_options(curation, "raw: ${a\n"),
+            "; correct it, or run `make curate`",
+        ),
+        (lambda raw, curation: rewrite_options(curation, "text"), "options.yaml"),
         (lambda raw, curation: raw.rename(raw.with_name("moved")), "the curated images are no longer at"),
     ],
 )
@@ -128,6 +144,8 @@ def test_the_check_tells_damage_by_its_exit_code(images, tmp_path, monkeypatch, 
     assert "shard-000000.tar was altered outside of its images" in said[0]
     assert "shard-000001.tar is missing" in said[1]
     assert "2 problems; delete the damaged file and run `make shards` again" in said[2]
+    assert run(shards_check, monkeypatch, out, "--workers", "-1") == 2
+    assert capsys.readouterr().err.startswith("error: WORKERS=-1: expected how many shards are read at once, 1 or more")
     (out / "dataset.json").unlink()
     assert run(shards_check, monkeypatch, out) == 2
     assert "is unfinished" in capsys.readouterr().err
@@ -141,12 +159,27 @@ def command(images, out):
     return process
 
 
-@pytest.mark.parametrize("attempts", [1, pytest.param(10, marks=pytest.mark.slow)])
+def started(images, out):
+    """The command as a user starts it."""
+    arguments = [sys.executable, "-m", "experiments.shards", images, out, "--shard-mb", "2"]
+    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def kill_after(process, out, count, seconds):
+    """Kill as soon as there are `count` shards, and a while after that."""
+    while process.poll() is None and len(list(out.glob("shard-*.tar"))) < count:
+        time.sleep(0.001)
+    time.sleep(seconds)
+    process.kill()
+    return process.wait()
+
+
+@pytest.mark.parametrize("attempts", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_commands_leave_equal_bytes(tmp_path, monkeypatch, attempts):
     monkeypatch.setattr(sys, "argv", [])
     rng, draw = np.random.default_rng(0), random.Random(0)
     (tmp_path / "images").mkdir()
-    for i in range(40):
+    for i in range(80):
         pixels = rng.integers(0, 256, (300, 300, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png", compress_level=0)
 
@@ -159,20 +192,16 @@ def test_killed_commands_leave_equal_bytes(tmp_path, monkeypatch, attempts):
         assert process.exitcode == 0
         return contents(out)
 
+    outs = [tmp_path / f"killed-{attempt}" for attempt in range(attempts)]
+    processes = [started(tmp_path / "images", out) for out in outs]  # at the same time, as imports take seconds
     expected = finished(tmp_path / "whole")
-    assert len(expected) > 5
-    killed = 0
-    for attempt in range(attempts):
-        process = command(tmp_path / "images", tmp_path / str(attempt))
-        shards_first = draw.randrange(len(expected) - 2)
-        while process.is_alive() and len(list((tmp_path / str(attempt)).glob("shard-*.tar"))) < shards_first:
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.02))
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        killed += process.exitcode == -signal.SIGKILL
-        assert finished(tmp_path / str(attempt)) == expected
-    assert killed >= attempts // 2
+    assert len(expected) > 10
+    with ThreadPoolExecutor(attempts) as pool:
+        counts = [draw.randrange(len(expected) - 4) for _ in outs]
+        pauses = [draw.uniform(0, 0.02) for _ in outs]
+        codes = list(pool.map(kill_after, processes, outs, counts, pauses))
+    assert codes.count(-signal.SIGKILL) >= attempts // 2
+    assert all(finished(out) == expected for out in outs)
 
 
 def test_commands_at_the_same_time_leave_one_dataset(images, tmp_path, monkeypatch):

@@ -1,3 +1,6 @@
+import ast
+import importlib
+import importlib.metadata
 import json
 import os
 from dataclasses import replace
@@ -6,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.curation.journal import Journal, score_keys
+from datamodules.curation.journal import CODE, PACKAGES, Journal, score_keys
 from datamodules.curation.scan import RawFile
 from datamodules.curation.settings import Curation, JudgeModel, ScoreModels
 
@@ -99,7 +102,66 @@ def test_scores_of_other_code_are_measured_anew(tmp_path):
     line = json.loads(path.read_text())
     line["keys"]["preliminary"] = "0" * 32
     path.write_text(json.dumps(line) + "\n")
-    assert Journal(path, Curation()).row(FILE) is None
+    # a judgement depends on the pixels alone, and may have been paid for
+    assert Journal(path, Curation()).row(FILE) == {"path": "a.jpg", "fingerprint": "aa", "judge_keep": True}
+    other = Curation(judge=JudgeModel(endpoint="http://localhost:1/v1"))
+    assert Journal(path, other).row(FILE) is None
+
+
+def imported(*names):
+    """Names of all modules of datamodules that these import, directly or not, and their own."""
+    found, waiting = set(), [f"datamodules.{name}" for name in names]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        for node in ast.walk(ast.parse(Path(importlib.import_module(name).__file__).read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("datamodules"):
+                waiting.append(node.module)
+    return found
+
+
+def test_every_module_that_measuring_imports_is_part_of_a_key():
+    no_scores = {"datamodules.files", *(f"datamodules.curation.{name}" for name in ("rows", "settings", "verdicts"))}
+    code = {stage: {module.__name__ for module in modules} for stage, modules in CODE.items()}
+    assert imported("curation.measure") - no_scores == set.union(*code.values())
+    assert imported("curation.vision_judge", "image_io") - no_scores == code["judge"]
+
+
+def test_packages_are_there_and_their_versions_count(monkeypatch):
+    for names in PACKAGES.values():
+        assert all(importlib.metadata.version(name) for name in names if name != "pyiqa")
+    before = score_keys(Curation())
+    monkeypatch.setattr("datamodules.curation.journal.version", lambda name: "0")
+    after = score_keys(Curation())
+    assert not [stage for stage in before if before[stage] == after[stage]]
+
+
+def test_a_judgement_outlives_runs_with_another_judge_or_none(tmp_path):
+    judge = Curation(judge=JudgeModel(endpoint="http://localhost:1/v1"))
+    path = written(tmp_path, [(FILE, ROW)], judge)
+    unjudged = {name: value for name, value in ROW.items() if name != "judge_keep"}
+    written(tmp_path, [(FILE, unjudged | {"sharpness": 0.5})])
+    assert Journal(path, Curation()).row(FILE) == unjudged | {"sharpness": 0.5}
+    assert Journal(path, judge).row(FILE) == ROW | {"sharpness": 0.5}
+    written(tmp_path, [(FILE, unjudged | {"fingerprint": "bb"})])
+    assert Journal(path, judge).row(FILE) == unjudged | {"fingerprint": "bb"}
+
+
+def test_lines_that_later_ones_replace_go_at_the_end_of_a_run(tmp_path):
+    others = [replace(FILE, relative=f"{i}.jpg") for i in range(3)]
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, Curation()) as journal:
+        for value in (0.1, 0.2):
+            for file in others:
+                journal.append(file, ROW | {"chroma": value, "path": file.relative})
+        assert path.read_bytes().count(b"\n") == 6
+        assert journal.measured == 3
+    assert path.read_bytes().count(b"\n") == 3
+    assert list(tmp_path.iterdir()) == [path]
+    journal = Journal(path, Curation())
+    assert [journal.row(file)["chroma"] for file in others] == [0.2] * 3
 
 
 def test_what_may_go_otherwise_next_time_is_not_kept(tmp_path):

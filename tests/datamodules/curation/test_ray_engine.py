@@ -20,6 +20,12 @@ from datamodules.curation.ray_engine import run_ray
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # Ray takes most of a minute to start on two cores
 
 
+@pytest.fixture(autouse=True)
+def not_nice(monkeypatch):
+    """Ray's processes give way to all others by default, and starve beside other tests."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+
+
 @pytest.fixture
 def deadly(monkeypatch):
     """The module deadly.py, importable in Ray's processes too."""

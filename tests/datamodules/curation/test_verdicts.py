@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from datamodules.curation.duplicates import HASH_LENGTH, VIEWS
@@ -136,7 +138,7 @@ def test_of_pictures_that_look_the_same_the_largest_is_kept():
 
 @pytest.mark.parametrize(("bits", "kept"), [(-1, "ab"), (0, "ab"), (1, "ab"), (2, "a"), (4, "a")])
 def test_how_far_near_duplicates_are_apart_is_an_option(bits, kept):
-    settings = Curation(PreliminaryBounds(near_duplicate_bits=bits, high_band=0, flat_share=1))
+    settings = Curation(replace(BOUNDS.preliminary, near_duplicate_bits=bits), BOUNDS.quality)
     rows = [image("a"), image("b", hash=off_by(2))]
     assert [row["path"] for row in decide(rows, settings) if row["verdict"] == "keep"] == list(kept)
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from datamodules.image_io import list_images
+from datamodules.shards.manifest import checksum_of
 from datamodules.shards.plan import find_source, make_plan
 from datamodules.shards.writer import Packing
 
@@ -31,14 +32,16 @@ def make_images(folder):
     return folder
 
 
-def plan_of(folder, shard_bytes=25_000):
-    paths = list_images(folder)
-    sources = [find_source(path, path.relative_to(folder).as_posix()) for path in paths]
+def plan_of(folder, shard_bytes=25_000, curated=False):
+    sources = [
+        find_source(path, path.relative_to(folder).as_posix(), checksum_of(path.read_bytes()) if curated else "")
+        for path in list_images(folder)
+    ]
     return make_plan(str(folder), sources, shard_bytes)
 
 
-def pack_folder(images, out, shard_bytes=25_000, progress=lambda count: None):
-    with Packing(plan_of(images, shard_bytes), out) as packing:
+def pack_folder(images, out, shard_bytes=25_000, progress=lambda count: None, curated=False):
+    with Packing(plan_of(images, shard_bytes, curated), out) as packing:
         return packing.run(progress)
 
 

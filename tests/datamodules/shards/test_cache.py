@@ -9,6 +9,7 @@ import pytest
 
 from datamodules.shards import cache as cache_module
 from datamodules.shards.cache import SampleCache
+from datamodules.shards.manifest import ShardError
 
 FORK = multiprocessing.get_context("fork")
 DATASET = "0123456789abcdef" * 2
@@ -25,7 +26,7 @@ def copies(folder):
     found = {}
     for path in folder.glob("*/samples/*/*"):
         with contextlib.suppress(FileNotFoundError):  # removed by another process
-            if path.suffix != ".part":
+            if not path.name.startswith("."):
                 found[int(path.name)] = path.stat().st_size
     return found
 
@@ -91,16 +92,16 @@ def test_files_of_others_are_never_touched(cache, tmp_path):
 
 def test_what_killed_processes_left_is_removed_after_a_while(cache, tmp_path):
     cache.put(1, bytes(100))
-    for name, seconds in ((".0000002.1.part", 0), (".0000003.1.part", cache_module.UNFINISHED_SECONDS + 5)):
+    for name, seconds in ((".0000002.1.part.0a", 0), (".0000003.1.part.0b", cache_module.UNFINISHED_SECONDS + 5)):
         part = cache.path(1).with_name(name)
         part.write_bytes(bytes(700))
         os.utime(part, (time.time() - seconds,) * 2)
-    index = tmp_path / DATASET / ".index.bin.1.part"
+    index = tmp_path / DATASET / ".index.bin.1.part.0c"
     index.touch()
     os.utime(index, (1, 1))
     cache.open()
     assert not index.exists()
-    assert sorted(path.name for path in cache.path(1).parent.iterdir()) == [".0000002.1.part", "0000001"]
+    assert sorted(path.name for path in cache.path(1).parent.iterdir()) == [".0000002.1.part.0a", "0000001"]
 
 
 def test_a_lost_or_damaged_count_is_made_anew(cache, tmp_path):
@@ -150,7 +151,7 @@ def test_processes_share_it_and_may_be_killed_at_any_moment(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"cannot write to .*file.* set another folder"):
+    with pytest.raises(ShardError, match=r"cannot write to .*file.* set data\.cache to another folder"):
         SampleCache(tmp_path / "file", DATASET, 1000).open()
 
 
@@ -158,8 +159,12 @@ def test_a_full_disk_costs_the_copy_and_not_the_run(cache, tmp_path, monkeypatch
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.warns(UserWarning, match="no local copies are kept in .*No space left on device"):
-        cache.put(0, b"abc")
-    assert not list(tmp_path.rglob("*.part"))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        with pytest.warns(UserWarning, match=r"no local copies are kept in .*No space left.*; .* data\.cache"):
+            cache.put(0, b"abc")
+    assert not [path for path in tmp_path.rglob("*") if "part" in path.name]
     assert cache.get(0) is None
+    assert cache.failing
+    cache.put(0, b"abc")
+    assert not cache.failing

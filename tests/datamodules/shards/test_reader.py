@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from datamodules.image_io import ImageReadError
 from datamodules.shards.manifest import ShardError
 from datamodules.shards.reader import is_shards, open_shards
 from datamodules.sources import open_source
@@ -138,6 +139,16 @@ def test_damage_done_while_a_source_is_open_is_found_too(shards):
     shard.unlink()
     with pytest.raises(ShardError, match=f"{shard.name} is missing"):
         source.load(5)
+
+
+def test_an_image_damaged_before_it_was_packed_is_told_with_what_to_do(images, packer, tmp_path):
+    data = (images / "turned.jpg").read_bytes()
+    (images / "turned.jpg").write_bytes(data[: len(data) // 2])
+    packer["pack"](images, tmp_path / "out", curated=True)
+    source = opened(tmp_path / "out")
+    number = [source.name(i) for i in range(12)].index("turned")
+    with pytest.raises(ImageReadError, match=r"turned\.jpg of .*truncated.*leave it out with `make curate` and pack"):
+        source.load(number)
 
 
 def test_what_is_a_folder_of_shards(images, shards, tmp_path):

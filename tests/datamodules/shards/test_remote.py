@@ -31,7 +31,7 @@ def opened(address, cache, cache_bytes=10**6):
 
 
 def copies(folder):
-    return [path for path in folder.glob("*/samples/*/*") if path.suffix != ".part"]
+    return [path for path in folder.glob("*/samples/*/*") if not path.name.startswith(".")]
 
 
 def check_same(ours, theirs):
@@ -86,6 +86,33 @@ def test_prefetch_fetches_at_the_same_time_and_once(serve, shards, local, tmp_pa
     for i in (3, 1, 7, 5, 0, 9):
         assert source.read(i) == local.read(i)
     assert server.requests == before + 6
+
+
+def test_a_full_disk_ends_prefetching_and_costs_no_second_transfer(serve, shards, local, tmp_path):
+    address, server = serve(shards)
+    source = opened(address, tmp_path / "cache")
+    (tmp_path / "cache" / source.cache.dataset / "samples").touch()  # no folder can be made there
+    asked = server.requests
+    with pytest.warns(UserWarning, match=r"no local copies are kept in .*set data\.cache to another folder"):
+        source.prefetch([0, 1])
+    assert server.requests == asked + 2
+    source.prefetch([2, 3, 4])
+    assert server.requests == asked + 2
+    with pytest.warns(UserWarning, match="no local copies are kept"):
+        assert [source.read(i) for i in (2, 3)] == [local.read(i) for i in (2, 3)]
+    (tmp_path / "cache" / source.cache.dataset / "samples").unlink()  # there is room again
+    source.read(4)
+    asked = server.requests
+    source.prefetch([5, 6])
+    assert [source.read(i) for i in (5, 6)] == [local.read(i) for i in (5, 6)]
+    assert server.requests == asked + 2
+
+
+def test_a_cache_that_cannot_be_written_is_told_with_both_options(serve, shards, tmp_path):
+    (tmp_path / "file").touch()
+    address, _ = serve(shards)
+    with pytest.raises(ShardError, match=rf"^data\.train={address}: cannot write to .*set data\.cache to another"):
+        opened(address, tmp_path / "file")
 
 
 @pytest.mark.parametrize("fault", ["error", "reset", "cut", "flip"])
@@ -150,7 +177,7 @@ def test_a_truncated_index_is_fetched_once_more_and_then_told(serve, shards, loc
     kept.write_bytes(kept.read_bytes()[:70])
     check_same(opened(address, tmp_path / "cache"), local)
     kept.unlink()
-    (shards / "index.bin").write_bytes(local.index.path.read_bytes()[:-1])
+    (shards / "index.bin").write_bytes((shards / "index.bin").read_bytes()[:-1])
     with pytest.raises(ShardError, match=rf"{address}/index\.bin is truncated: found"):
         opened(address, tmp_path / "cache")
 

@@ -201,13 +201,32 @@ def test_a_source_that_changes_while_packing_ends_it_with_one_sentence(images, p
     with pytest.raises(ValueError, match=message):
         packer["pack"](images, tmp_path / "out", progress=change_at(images / "z.webp", action))
     assert not (tmp_path / "out" / "dataset.json").exists()
-    assert not list((tmp_path / "out").glob("*.part"))
+    assert not list((tmp_path / "out").glob("*.part*"))
 
 
 def test_a_file_that_is_no_image_is_named(images, packer, tmp_path):
     (images / "y.png").write_text("no image")
     with pytest.raises(ValueError, match=r"images/y\.png holds text.*make curate"):
         packer["pack"](images, tmp_path / "out")
+
+
+def test_an_image_damaged_further_in_is_named(images, packer, tmp_path):
+    data = (images / "turned.jpg").read_bytes()
+    (images / "turned.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"images/turned\.jpg begins as a JPEG but is truncated.*make curate"):
+        packer["pack"](images, tmp_path / "out")
+
+
+def test_what_killed_packings_left_is_removed_and_nothing_else(images, shards, packer, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        packer["pack"](images, out, progress=stop_after(9))
+    for name in ("shard-000001.tar", "shard-000001.tar.json", "index.bin", "dataset.json", "packing.json"):
+        (out / f".{name}.77.part.0123abcd").write_bytes(b"half")
+    (out / ".notes.txt.77.part.0123abcd").touch()
+    packer["pack"](images, out)
+    (out / ".notes.txt.77.part.0123abcd").unlink()
+    assert packer["contents"](out) == packer["contents"](shards)
 
 
 def test_a_folder_with_anything_else_is_refused(images, shards, packer, tmp_path):
@@ -247,6 +266,32 @@ def test_a_deleted_shard_is_packed_again(images, shards, packer):
     assert packer["contents"](shards) == before
 
 
+def changed_content(path):
+    """Other pixels, of the same length in bytes."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_shard_of_changed_images_never_gets_its_name(images, shards, packer):
+    (shards / "shard-000000.tar").unlink()
+    before = packer["contents"](shards)
+    with Packing(packer["plan_of"](images), shards) as packing:
+        changed_content(images / "0.png")  # after it was compared
+        packing.plan = packer["plan_of"](images)
+        with pytest.raises(ValueError, match="the images have changed since they were packed"):
+            packing.run(lambda count: None)
+    assert packer["contents"](shards) == before
+
+
+def test_a_change_is_found_also_where_the_images_clock_runs_behind(images, shards, packer):
+    changed_content(images / "0.png")
+    late = time.time() + 3600
+    os.utime(shards / "dataset.json", (late, late))
+    with pytest.raises(ValueError, match="holds another dataset"):
+        packer["pack"](images, shards)
+
+
 def test_a_damaged_dataset_is_not_taken_for_the_same(images, shards, packer):
     (shards / "index.bin").write_bytes((shards / "index.bin").read_bytes()[:-1])
     with pytest.raises(ShardError, match=r"index\.bin is truncated"):
@@ -266,8 +311,9 @@ def test_a_second_packing_at_the_same_time_is_refused(images, packer, tmp_path):
     os.close(lock)
 
 
-def test_a_full_disk_is_told_before_anything_is_packed(images, packer, tmp_path, monkeypatch):
+def test_a_full_disk_is_told_before_anything_is_packed(images, shards, packer, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 90, 10))
     with pytest.raises(ValueError, match=r"has 0\.0 GB free and 0\.0 GB are needed; make room"):
         packer["pack"](images, tmp_path / "out")
     assert not list((tmp_path / "out").glob("shard-*"))
+    packer["pack"](images, shards)  # nothing is to be written
