@@ -153,8 +153,9 @@ bench: install ## Time a part and print a table with the machine's name
 	$(PY) -m benchmarks.$(call path,BENCH) $(call each,ARGS)
 
 test: install ## Run the tests, except those that take minutes
+##   JOBS=2              test files at the same time (default: 2)
 ##   ARGS="-k comb"      further options of pytest; folder SR_SHARED (default ../shared) holds the real test data
-	$(PY) -m pytest $(call each,ARGS)
+	$(PY) -m pytest --numprocesses $(or $(call path,JOBS),2) --dist loadfile $(call each,ARGS)
 
 test-slow: install ## Run the tests that take minutes
 ##   ARGS="-k resume"    further options of pytest

@@ -62,6 +62,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
         "CONFIG",
         "ENGINE",
         "SHARD_MB",
+        "JOBS",
     }
     outer = {"MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL", "PYTHON"}
     clean = {key: value for key, value in os.environ.items() if key not in ours | outer}

@@ -20,7 +20,8 @@ class PreliminaryBounds:
     chroma: float = 0.001
     """Least mean distance of the channels from grey, in units of [0,1]; below it the photograph counts as grey."""
     high_band: float = -14.0
-    """Least detail above the band that an upscaling leaves, in dB: photographs -8 to 0, upscaled ones -15 to -45."""
+    """Least detail above the band that an upscaling leaves, in dB: photographs -8 to 0, upscaled ones -15 to -45, and
+    so are photographs as soft as after a blur of 1 px."""
     flat_share: float = 0.8
     """Largest share of blocks of 32 px without texture (less deviation than 1.5 of 255 levels)."""
     near_duplicate_bits: int = 48
@@ -34,13 +35,13 @@ class QualityBounds:
     sharpness: float = 0.24
     """Least share of their height that the sharpest edges rise by in one px: 0.5 and more is sharp, 0.2 a 2 px blur."""
     noise: float = 0.03
-    """Largest deviation of the noise in flat blocks, in units of [0,1]."""
+    """Largest deviation of the noise in the flattest blocks, in units of [0,1]; close-ups of grass come near it."""
     blockiness: float = 16.0
     """Largest step in which JPEG rounded low frequencies, as in its tables: 6 at quality 75, 12 at 50, 21 at 30."""
     dark_share: float = 0.5
-    """Largest share of pixels darker than 1/8 of white."""
+    """Largest share of pixels darker than 1/8 of white; night skies have more."""
     bright_share: float = 0.2
-    """Largest share of pixels brighter than 0.97 of white."""
+    """Largest share of pixels brighter than 0.97 of white; white walls and product shots have more."""
     saturated_share: float = 0.3
     """Largest share of pixels of full saturation (HSV, 98 % or more) that are not dark."""
     niqe: float = 8.0
@@ -48,7 +49,7 @@ class QualityBounds:
     clip_quality: float = 0.0
     """Least probability of the good prompt, 0-1."""
     aesthetic: float = 0.0
-    """Least score of the aesthetic head."""
+    """Least score of the aesthetic head; LAION's give 1 to 10."""
     pyiqa: dict[str, float] = field(default_factory=dict)
     """Bound of each pyiqa metric by its name: least value where higher is better, else largest."""
 
