@@ -22,7 +22,7 @@ from datamodules.curation.scan import RawFile, scan
 from datamodules.curation.settings import Curation
 from datamodules.curation.table import TABLE, write_table
 from datamodules.curation.verdicts import KEEP, OPTIONS, has_judge
-from datamodules.files import written_beside
+from datamodules.files import target_of, written_beside
 from datamodules.image_io import FORMATS
 from experiments.command_line import quiet, user_errors
 
@@ -37,6 +37,7 @@ def curate(raw: Path, out: Path, options: Curation, engine: str = "local") -> li
     """
     _check_folders(raw, out)
     with locked(out):
+        _remove_unfinished(out)
         files, others = scan(raw, out)
         _introduce(raw, files, others, options)
         start = time.perf_counter()
@@ -94,6 +95,13 @@ def locked(out: Path) -> Iterator[None]:
                 f"OUT={out}: another curation is at work there; wait for it, or give another OUT="
             ) from error
         yield
+
+
+def _remove_unfinished(out: Path) -> None:
+    """Remove what a killed process had not finished."""
+    for file in out.glob(".*"):
+        if target_of(file.name) in (TABLE, JOURNAL, "options.yaml", "kept.txt"):
+            file.unlink()
 
 
 def _check_folders(raw: Path, out: Path) -> None:

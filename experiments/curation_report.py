@@ -37,7 +37,7 @@ MOST_READERS = 4
 KINDS = {1: "dropped-dark", 2: "dropped", 3: "dropped-light"}
 DESCRIBING = {"bytes", "width", "height", "bit_depth", "stage"}
 """Columns of numbers that are no scores."""
-LISTED_ONLY = ("unreadable", "too_many_pixels", "out_of_memory", "crashed")
+LISTED_ONLY = ("unreadable", "too_many_pixels", "out_of_memory", "crashed", "name")
 """Reasons whose files are listed and never opened: there is no picture, or it would bring down the report as well."""
 CHECKS = {check.reason: check for check in (*SIZE, *PIXELS, *QUALITY)}
 FULL_SIZE = {"upscaled": "detailed", "blurred": "detailed", "blocky": "middling", "noisy": "flat"}

@@ -7,6 +7,7 @@ REASONS = {
     "too_many_pixels": ("Too many pixels", "Refused before decoding, as a decompression bomb would be."),
     "out_of_memory": ("Out of memory", "The memory did not suffice to decode and measure the file."),
     "crashed": ("Crashed", "Decoding or measuring the file failed in a way that was not foreseen."),
+    "name": ("Name", "The name of the file is not UTF-8 or holds a line break; its form is given here."),
     "short_side": ("Short side", "The shorter side has too few pixels."),
     "pixels": ("Pixels", "Too few pixels in all."),
     "aspect": ("Aspect ratio", "The longer side is too long for the shorter one."),

@@ -5,7 +5,6 @@ Whatever text comes in is escaped. Equal content gives equal bytes.
 
 import hashlib
 import io
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,13 @@ from pathlib import Path
 from markupsafe import Markup
 from PIL import Image
 
+from datamodules.files import target_of, write_whole
 from experiments.histogram import Histogram
 from experiments.page_style import STYLE
 
 PICTURES = "pictures"
-PICTURE_NAME = re.compile(r"[0-9a-f]{16}\.jpg|\.[0-9a-f]{16}\.jpg\.\d+\.part")
+INDEX = "index.html"
+PICTURE_NAME = re.compile(r"[0-9a-f]{16}\.jpg")
 
 
 @dataclass(frozen=True)
@@ -142,16 +143,22 @@ class Page:
         image.convert("RGB").save(buffer, "JPEG", quality=quality, subsampling=0 if full_size else -1)
         name = f"{hashlib.blake2b(buffer.getvalue(), digest_size=8).hexdigest()}.jpg"
         if name not in self._pictures:
-            _write(self.folder / PICTURES / name, buffer.getvalue())
+            (self.folder / PICTURES).mkdir(parents=True, exist_ok=True)
+            write_whole(self.folder / PICTURES / name, buffer.getvalue())
             self._pictures.add(name)
         return Picture(f"{PICTURES}/{name}", image.width, image.height, alt, label, full_size)
 
     def write(self) -> Path:
-        """Put index.html in place, remove pictures of an earlier page, and give index.html's path."""
-        path = self.folder / "index.html"
-        _write(path, self.html().encode("utf-8", "replace"))
-        for file in sorted((self.folder / PICTURES).glob("*")):
-            if PICTURE_NAME.fullmatch(file.name) and file.name not in self._pictures:
+        """Put index.html in place, remove what an earlier page or a killed process left, and give index.html's path."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / INDEX
+        write_whole(path, self.html().encode("utf-8", "replace"))
+        for file in self.folder.glob(".*"):
+            if target_of(file.name) == INDEX:
+                file.unlink()
+        for file in (self.folder / PICTURES).glob("*"):
+            name = target_of(file.name) or file.name
+            if PICTURE_NAME.fullmatch(name) and file.name not in self._pictures:
                 file.unlink()
         return path
 
@@ -170,10 +177,3 @@ class Page:
 
 def _joined(template: str, rows: Iterable[Sequence[object]]) -> Markup:
     return Markup("").join(Markup(template).format(*row) for row in rows)
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, path)

@@ -79,6 +79,31 @@ def near_groups(hashes: Sequence[str], most_bits: int) -> list[int]:
     return [number.setdefault(int(labels[index]), len(number)) for index in distinct]
 
 
+def first_alike(hashes: Sequence[str], most_bits: int) -> list[int]:
+    """For hashes from the best down, the place of the first kept one that each is near; its own place where it is kept.
+
+    A hash is kept where it is near no kept one before it (ours), so that of a pan or a time-lapse, whose neighbours
+    alone are near, more than one stays. A pair is near as in `near_groups`, which finds the hashes to ask of here.
+    """
+    views = np.stack([_words(text) for text in hashes])
+    like = np.full(len(hashes), -1)
+    left = np.arange(len(hashes))
+    while len(left):
+        first, others = left[0], views[left]
+        near = _is_near(others, views[first, 0], most_bits) | _is_near(views[first], others[:, :1], most_bits)
+        near[0] = True
+        like[left[near]] = first
+        left = left[~near]
+    return like.tolist()
+
+
+def _is_near(views: np.ndarray, whole: np.ndarray, most_bits: int) -> np.ndarray:
+    """Whether any of (...,views,4) is near the whole (4,), or one of several (n,1,4)."""
+    bits = np.bitwise_count(views ^ whole)
+    near = (bits[..., 0] <= _COARSE_BITS) & (bits.sum(-1, dtype=np.int64) <= most_bits)
+    return np.any(near, axis=-1)
+
+
 def _words(text: str) -> np.ndarray:
     """(views, 4) uint64, the first of each row the lowest frequencies."""
     if len(text) != HASH_LENGTH:

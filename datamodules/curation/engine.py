@@ -3,11 +3,12 @@
 import contextlib
 import os
 import signal
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -15,14 +16,14 @@ import torch
 from tqdm import tqdm
 
 from datamodules.curation.journal import Journal
-from datamodules.curation.measure import crashed_row, lacks, measure_image, unnameable_row, warm_up
+from datamodules.curation.measure import crashed_row, lacks, measure_in_time, unnameable_row, warm_up
 from datamodules.curation.rows import Row
 from datamodules.curation.scan import RawFile
 from datamodules.curation.settings import Curation, JudgeModel
 from datamodules.curation.verdicts import KEEP, decide, has_judge, is_judged, preliminary_failure, quality_failure
 
 Measure = Callable[[Path, str, Curation, Row, bool], Row]
-"""`measure_image`, or what a test puts in its place."""
+"""`measure_in_time`, or what a test puts in its place."""
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -85,7 +86,8 @@ def _measured(
     ):
         for task, row in results:
             journal.append(task.file, row)
-            rows[task.file.relative] = row
+            # what comes from another process brings its own copy of every name
+            rows[task.file.relative] = {sys.intern(name): value for name, value in row.items()}
             failed = preliminary_failure(row, settings.preliminary) or quality_failure(row, settings.quality)
             counts["dropped" if failed else "kept"] += 1
             bar.set_postfix(counts, refresh=False)
@@ -93,9 +95,10 @@ def _measured(
     return rows
 
 
-def run_local(tasks: Sequence[Task], settings: Curation, workers: int, measure: Measure = measure_image) -> Measured:
-    """Measure in `workers` processes. An image over which one dies (a decoder's crash, a kill for memory) is tried
-    again at the end, alone; where it dies again, its row says so.
+def run_local(tasks: Sequence[Task], settings: Curation, workers: int, measure: Measure = measure_in_time) -> Measured:
+    """Measure in `workers` processes. An image over which one dies (a decoder's crash, a kill for memory, LONGEST
+    seconds) is tried again at the end, alone; where it dies again, its row says so; one that kills its judge stays as
+    it was measured.
 
     Raises ValueError where a model cannot be loaded, or where a process dies before it measures anything.
     """
@@ -106,7 +109,7 @@ def run_local(tasks: Sequence[Task], settings: Curation, workers: int, measure: 
         else:
             yield task, row
     for task, row in _run(again, settings, 1, measure):
-        yield task, row or crashed_row(task.file.relative)
+        yield task, row or crashed_row(task.file.relative, task.known, task.judging)
 
 
 def _run(
@@ -178,6 +181,7 @@ class _Worker:
 
 def _work(connection: Connection, settings: Curation, measure: Measure, threads: int) -> None:
     """What a process does until its other end of the connection is closed, by whatever end of that process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")  # they would tear the progress bar, and not say of which image they speak
     with contextlib.suppress(EOFError, OSError):
@@ -197,6 +201,7 @@ def _inherited() -> Iterator[None]:
     """What processes started inside take over: one thread each, and no Ctrl-C, which is this process' to see."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
+    resource_tracker.ensure_running()  # its own start, if it came later, would let Ctrl-C through again
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

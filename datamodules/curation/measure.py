@@ -1,11 +1,13 @@
 """Everything that is measured on one image: a pure function of the file and the options, for any pool of processes."""
 
+import contextlib
 import functools
 import hashlib
 import math
+import signal
 import stat
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ from datamodules.curation.pyiqa_scores import pyiqa_scores
 from datamodules.curation.rows import JUDGE, Row
 from datamodules.curation.settings import Curation, ScoreModels
 from datamodules.curation.verdicts import preliminary_failure, quality_failure
-from datamodules.curation.vision_judge import judge
+from datamodules.curation.vision_judge import judge, load_judge
 from datamodules.image_io import ImageReadError, decode, read_header
 
 _ANY_SIZE = 2**62
@@ -28,42 +30,70 @@ _MOST_BYTES = 8 * 1024**3
 """Larger files are no photographs, and reading one could end the whole machine."""
 
 
+LONGEST = 300
+"""Seconds after which an image is given up: a decoder that a damaged file sends round in circles never ends."""
+
+
 def measure_image(path: Path, relative: str, settings: Curation, known: Mapping[str, object], judging: bool) -> Row:
     """The row of one image, without a verdict: what `known` (an earlier row, or nothing) holds, and what it lacks.
 
     The file is read once: fingerprint, header, pixels, preliminary scores; the quality scores only if those pass their
     bounds, the judgement only if these pass theirs and `judging`. A file of which something cannot be had is no error:
-    `failure` holds a short code ("unreadable", "out_of_memory", "crashed") and `failure_detail` a phrase. Raises
-    ValueError and FileNotFoundError only where the judge's model cannot be loaded.
+    `failure` holds a short code ("unreadable", "out_of_memory", "crashed") and `failure_detail` a phrase; where the
+    judging goes wrong, `judge_error` is one, and the scores stay. Raises ValueError and FileNotFoundError only where
+    the judge's model cannot be loaded.
     """
     row: Row = {**known, "path": relative}
     try:
         image = _decoded(path, row, settings)
         if image is not None:
             _score(image, row, settings)
-    except ImageReadError as error:
-        return _failed(row, "unreadable", str(error))
     except Exception as error:  # one odd file of many must not end the run
+        if judging:  # it was measured before, and stays kept
+            return {**known, "path": relative, **_not_judged(_phrase(error))}
+        if isinstance(error, ImageReadError):
+            return _failed(row, "unreadable", str(error))
         if _is_out_of_memory(error):
             return _failed(row, "out_of_memory", "the memory did not suffice to decode and measure it")
-        return _failed(row, "crashed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        return _failed(row, "crashed", _phrase(error))
     if image is not None and judging and quality_failure(row, settings.quality) is None:
         row |= _judgement(image, settings)
     return row
+
+
+def measure_in_time(path: Path, relative: str, settings: Curation, known: Mapping[str, object], judging: bool) -> Row:
+    """`measure_image` for a process of its own, which ends where an image takes more than LONGEST seconds; judging may
+    take any time, as an endpoint has a limit of its own."""
+    with ending_after(0 if judging else LONGEST):
+        return measure_image(path, relative, settings, known, judging)
+
+
+@contextlib.contextmanager
+def ending_after(seconds: float) -> Iterator[None]:
+    """End this process, also where it hangs in a library, unless the block is done in so many seconds; 0: never."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # nobody handles the signal, so the system ends the process
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def lacks(row: Row, settings: Curation) -> bool:
     """Whether `measure_image` would add scores to a row under these bounds."""
     if row.get("failure"):
         return False
+    if "width" not in row:  # only its judgement is still good
+        return True
     if "hash" not in row:  # it had more than max_pixels
         return row["width"] * row["height"] <= settings.preliminary.max_pixels
     return "sharpness" not in row and preliminary_failure(row, settings.preliminary) is None
 
 
-def crashed_row(relative: str) -> Row:
-    """The row of an image over which a process died twice, the second time alone."""
-    return _failed({"path": relative}, "crashed", "the process that measured it was killed, twice")
+def crashed_row(relative: str, known: Mapping[str, object], judging: bool) -> Row:
+    """The row of an image over which a process died twice, the second time alone; what was only not judged is kept."""
+    if judging:
+        return {**known, "path": relative, **_not_judged("the process that judged it was killed, twice")}
+    return _failed({"path": relative}, "crashed", f"the process that measured it was killed or took {LONGEST} s, twice")
 
 
 def unnameable_row(relative: str) -> Row:
@@ -81,9 +111,10 @@ def warm_up(models: ScoreModels) -> None:
 def _decoded(path: Path, row: Row, settings: Curation) -> Tensor | None:
     """(3,H,W) pixels, with fingerprint and header added to the row; None for more than max_pixels."""
     limit = settings.preliminary.max_pixels
+    before = row.pop("fingerprint", None)  # a row without it is of a file that could not be read
     data = _bytes_of(path)
     fingerprint = hashlib.blake2b(data, digest_size=16).hexdigest()
-    if row.get("fingerprint", fingerprint) != fingerprint:  # replaced since it was last looked at
+    if before not in (None, fingerprint):  # replaced since it was last looked at
         for name in row.keys() - {"path"}:
             del row[name]
     row |= {"fingerprint": fingerprint, "bytes": len(data)}
@@ -115,9 +146,28 @@ def _niqe_parameters(path: str) -> NiqeParameters:
 
 
 def _judgement(pixels: Tensor, settings: Curation) -> Row:
-    judged = judge(pixels, settings.judge)
+    if settings.judge.folder:
+        _load_judge(settings.judge.folder)
+    try:
+        judged = judge(pixels, settings.judge)
+    except Exception as error:  # a processor or model that stumbles over one image
+        return _not_judged(_phrase(error))
     scores = {f"{JUDGE}{name}": score for name, score in judged.scores.items()}
     return scores | {"judge_keep": judged.keep, "judge_reason": judged.reason, "judge_error": judged.error}
+
+
+def _load_judge(folder: str) -> None:
+    """Apart from judging: a model that cannot be loaded is wrong for every image, and ends the run."""
+    try:
+        load_judge(folder)
+    except (ValueError, FileNotFoundError):
+        raise
+    except Exception as error:  # no room on the GPU, for one
+        raise ValueError(f"judge.folder={folder}: the model cannot be loaded: {_phrase(error)}") from error
+
+
+def _not_judged(why: str) -> Row:
+    return {"judge_keep": None, "judge_reason": "", "judge_error": f"not judged: {why}"}
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -150,6 +200,10 @@ def _finite(scores: Mapping[str, float]) -> dict[str, float | None]:
 
 def _failed(row: Row, code: str, detail: str) -> Row:
     return {**row, "failure": code, "failure_detail": detail}
+
+
+def _phrase(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -4,6 +4,7 @@ import importlib
 import json
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 
 from datamodules.curation.engine import Measure, Measured, Task
-from datamodules.curation.measure import crashed_row, measure_image, warm_up
+from datamodules.curation.measure import crashed_row, measure_in_time, warm_up
+from datamodules.curation.rows import Row
 from datamodules.curation.settings import Curation
 
 IMAGES_PER_BLOCK = 16
@@ -21,29 +23,30 @@ IMAGES_PER_BLOCK = 16
 Item = dict[str, Any]
 
 
-def run_ray(tasks: Sequence[Task], settings: Curation, workers: int, measure: Measure = measure_image) -> Measured:
+def run_ray(tasks: Sequence[Task], settings: Curation, workers: int, measure: Measure = measure_in_time) -> Measured:
     """As `run_local`, over Ray Data: the cluster that RAY_ADDRESS names, else `workers` processes of this machine.
 
     All machines must see the images and models under the same paths. Images whose block failed, as a process died over
-    one of them, are tried again one by one. Raises ValueError where the extra `ray` is not installed.
+    one of them, are tried again one by one. Raises ValueError where the extra `ray` is not installed, and where a
+    model cannot be loaded.
     """
     if not tasks:
         return
     ray = _started(workers)
     settings = _absolute(settings)
     try:
-        ray.get(ray.remote(warm_up).remote(settings.models))
+        _warm_up(ray, settings)
         left = dict(enumerate(tasks))
         for item in _dataset(ray, tasks, settings, measure, workers).iter_rows():
-            yield left.pop(item["number"]), json.loads(item["row"])
+            yield left.pop(item["number"]), _row(item)
         # a process that dies again, alone now, leaves its image as a row
         alone = ray.remote(max_retries=0)(_measured)
         for number, task in left.items():
             try:
-                item = ray.get(alone.remote(_item(number, task), settings, measure))
-                yield task, json.loads(item["row"])
+                row = _row(ray.get(alone.remote(_item(number, task), settings, measure)))
             except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
-                yield task, crashed_row(task.file.relative)
+                row = crashed_row(task.file.relative, task.known, task.judging)
+            yield task, row
     finally:
         ray.shutdown()
 
@@ -56,7 +59,7 @@ def _started(workers: int) -> Any:
     except ImportError as error:
         raise ValueError('ENGINE=ray needs Ray: .venv/bin/pip install -e ".[ray]"') from error
     here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **here)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -64,11 +67,27 @@ def _started(workers: int) -> Any:
     return ray
 
 
+def _warm_up(ray: Any, settings: Curation) -> None:
+    try:
+        ray.get(ray.remote(warm_up).remote(settings.models))
+    except ray.exceptions.RayTaskError as error:  # its own message is the traceback of another process
+        if isinstance(error.cause, ValueError | FileNotFoundError):
+            raise ValueError(str(error.cause)) from None
+        raise
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+        raise ValueError(
+            "a process that measures ended while it was starting; where memory is short, lower WORKERS="
+        ) from None
+
+
 def _dataset(ray: Any, tasks: Sequence[Task], settings: Curation, measure: Measure, workers: int) -> Any:
     blocks = min(len(tasks), max(4 * workers, len(tasks) // IMAGES_PER_BLOCK))
     items = [_item(number, task) for number, task in enumerate(tasks)]
     dataset = ray.data.from_items(items, override_num_blocks=blocks)
-    return dataset.map(_measured, fn_args=(settings, measure), **_share(ray, tasks[0], settings))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of max_retries, which goes with Ray 2.64
+        # no second try in place: Ray would repeat it for ever, and what fails is tried again alone
+        return dataset.map(_measured, fn_args=(settings, measure), max_retries=0, **_share(ray, tasks[0], settings))
 
 
 def _share(ray: Any, task: Task, settings: Curation) -> dict[str, int]:
@@ -106,5 +125,17 @@ def _absolute(settings: Curation) -> Curation:
 def _measured(item: Item, settings: Curation, measure: Measure) -> Item:
     torch.set_num_threads(1)  # as in the local pool: sums of floats depend on the number of threads
     known = json.loads(item["known"])
-    row = measure(Path(item["path"]), item["relative"], settings, known, item["judging"])
-    return {"number": item["number"], "row": json.dumps(row)}
+    found = {"number": item["number"], "row": "", "error": ""}
+    try:
+        row = measure(Path(item["path"]), item["relative"], settings, known, item["judging"])
+        return {**found, "row": json.dumps(row)}
+    except (ValueError, FileNotFoundError) as error:  # raised here, it would be taken for the end of a process
+        return {**found, "error": str(error)}
+
+
+def _row(item: Item) -> Row:
+    """The row that a process found; ValueError where it could not load a model."""
+    if item["error"]:
+        raise ValueError(item["error"])
+    row: Row = json.loads(item["row"])
+    return row

@@ -49,7 +49,7 @@ class QualityBounds:
     clip_quality: float = 0.0
     """Least probability of the good prompt, 0-1."""
     aesthetic: float = 0.0
-    """Least score of the aesthetic head; LAION's give 1 to 10."""
+    """Least score of the aesthetic head; LAION's give 1 to 10; for a head of negative scores set a bound below them."""
     pyiqa: dict[str, float] = field(default_factory=dict)
     """Bound of each pyiqa metric by its name: least value where higher is better, else largest."""
 

@@ -11,6 +11,8 @@ from datamodules.files import written_beside
 
 TABLE = "curation.parquet"
 
+_GROUP = 10_000
+"""Rows that are turned into columns at once, which bounds the memory."""
 _FILE: dict[str, pa.DataType] = {
     "path": pa.string(),
     "fingerprint": pa.string(),
@@ -43,8 +45,10 @@ def write_table(rows: Iterable[Row], path: Path) -> None:
     was decided), verdict ("keep" or "drop"), reason (a short code, "" for kept) and detail (one phrase).
     """
     ordered = sorted(rows, key=lambda row: row["path"])
-    with written_beside(path) as part:
-        pq.write_table(pa.Table.from_pylist(ordered, schema=_schema(ordered)), part, compression="zstd")
+    schema = _schema(ordered)
+    with written_beside(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
+        for first in range(0, len(ordered), _GROUP):
+            writer.write_table(pa.Table.from_pylist(ordered[first : first + _GROUP], schema=schema))
 
 
 def read_table(path: Path) -> pa.Table:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from datamodules.curation.duplicates import near_groups
+from datamodules.curation.duplicates import first_alike, near_groups
 from datamodules.curation.pyiqa_scores import higher_is_better
 from datamodules.curation.rows import JUDGE, PRELIMINARY_SCORES, PYIQA, QUALITY_SCORES, Row
 from datamodules.curation.settings import Curation, JudgeModel, PreliminaryBounds, QualityBounds
@@ -72,7 +72,7 @@ OPTIONS = {
 
 def preliminary_failure(row: Row, bounds: PreliminaryBounds) -> Failure | None:
     """The first check of stage 1 that a measured image fails; duplicates are not looked for."""
-    if row.get("failure"):
+    if row.get("failure") and not _has_too_many_pixels(row, bounds):
         return Failure(row["failure"], row["failure_detail"])
     short, long = sorted((row["width"], row["height"]))
     values = {**row, "max_pixels": short * long, "short_side": short, "pixels": short * long, "aspect": long / short}
@@ -96,9 +96,10 @@ def quality_failure(row: Row, bounds: QualityBounds) -> Failure | None:
 def decide(rows: Iterable[Row], settings: Curation) -> list[Row]:
     """The rows, sorted by path, with stage, verdict, reason and detail, from their scores and the bounds alone.
 
-    Of images that pass every check of their own and are the same file, or look the same (single linkage of hashes at
-    most `near_duplicate_bits` apart), one is kept: of most pixels, then of most bytes, then the first by path. Scores
-    of stages that an image does not reach are left out, so the table is the same whatever was measured before.
+    Of images that pass every check of their own and are the same file, the first by path is kept. The others are kept
+    from the best down (most pixels, then most bytes, then the first by path), where none that is kept looks the same
+    (hashes at most `near_duplicate_bits` apart). Scores of stages that an image does not reach are left out, so the
+    table is the same whatever was measured before.
     """
     decided = [_decided_alone(row, settings) for row in sorted(rows, key=lambda row: row["path"])]
     _drop_copies(decided)
@@ -154,10 +155,18 @@ def _drop_near_duplicates(rows: list[Row], most_bits: int) -> None:
     for row, group in zip(kept, near_groups([row["hash"] for row in kept], most_bits), strict=True):
         groups[group].append(row)
     for alike in groups.values():
-        best, *others = sorted(alike, key=lambda row: (-row["width"] * row["height"], -row["bytes"], row["path"]))
-        for row in others:
-            detail = f"like {best['path']} of {best['width']} x {best['height']} px (preliminary.near_duplicate_bits)"
-            _dropped(row, 1, Failure("near_duplicate", detail))
+        alike.sort(key=lambda row: (-row["width"] * row["height"], -row["bytes"], row["path"]))
+        for row, place in zip(alike, first_alike([row["hash"] for row in alike], most_bits), strict=True):
+            best = alike[place]
+            if row is not best:
+                size = f"{best['width']} x {best['height']} px"
+                detail = f"like {best['path']} of {size} (preliminary.near_duplicate_bits)"
+                _dropped(row, 1, Failure("near_duplicate", detail))
+
+
+def _has_too_many_pixels(row: Row, bounds: PreliminaryBounds) -> bool:
+    """Whether a file would not be decoded under these bounds, so that whatever its decoding said counts no more."""
+    return "width" in row and bool(row["width"] * row["height"] > bounds.max_pixels)
 
 
 def _apply_judgement(row: Row, model: JudgeModel) -> None:

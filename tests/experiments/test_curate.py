@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ ANY = [
     "quality.blockiness=1000",
     "quality.saturated_share=1",
 ]
+KEEPING = [*ANY, "preliminary.high_band=-1000"]
+"""Keeps noise of any size."""
 
 
 @pytest.fixture(scope="module")
@@ -99,24 +102,45 @@ def test_a_folder_is_curated(raw, undisturbed):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_after_ten_kills_the_output_is_byte_equal(raw, undisturbed, tmp_path):
+def test_after_ten_kills_the_output_is_byte_equal(tmp_path):
+    raw, generator = tmp_path / "raw", np.random.default_rng(0)
+    raw.mkdir()
+    for i in range(100):  # large enough that ten kills come before the last of them
+        pixels = generator.integers(0, 256, (512, 512 + i, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(raw / f"{i:02}.png", compress_level=1)
+    command.curate(raw, tmp_path / "undisturbed", load_curation("small", [*KEEPING, "workers=2"]))
     out, journal, lines = tmp_path / "out", tmp_path / "out/journal.jsonl", []
-    generator = np.random.default_rng(0)
     for _ in range(10):
-        process = run(raw, out, "--workers", 2, *ANY)
         lines.append(_lines(journal))
-        # killed at some moment after something new was measured, which is where work could be lost or doubled
-        while process.poll() is None and _lines(journal) == lines[-1]:
-            time.sleep(0.01)
-        time.sleep(generator.random() * 0.2)
-        process.kill()
-        process.communicate()
-    done = run(raw, out, "--workers", 2, *ANY)
-    _, errors = done.communicate(timeout=120)
-    assert done.returncode == 0, errors
-    assert outputs(out) == outputs(undisturbed[0])
+        # at some moment after something new was measured, which is where work could be lost or doubled
+        _kill(raw, out, lambda: _lines(journal) > lines[-1], generator.random() * 0.2)
     assert lines == sorted(lines)
-    assert _lines(journal) == len(read_table(out / "curation.parquet"))
+    assert lines[-1] < 100
+    assert run(raw, out, "--workers", 2, *KEEPING).wait(300) == 0
+    assert _lines(journal) == 100
+    for _ in range(4):
+        # at some moment after options.yaml, the first file of the result, was written
+        start = time.time()
+        _kill(raw, out, partial(_is_newer, out / "options.yaml", start), generator.random() * 0.2)
+    assert run(raw, out, "--workers", 2, *KEEPING).wait(300) == 0
+    assert outputs(out) == outputs(tmp_path / "undisturbed")
+    left = [path.name for path in out.rglob(".*")]
+    assert left == [".lock"]
+
+
+def _is_newer(path, start):
+    return path.exists() and path.stat().st_mtime > start
+
+
+def _kill(raw, out, begun, seconds):
+    """Start the command, and kill it so many seconds after something has begun."""
+    process = run(raw, out, "--workers", 2, *KEEPING)
+    while process.poll() is None and not begun():
+        time.sleep(0.005)
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
 
 
 def _lines(journal):
@@ -159,7 +183,7 @@ def test_other_bounds_measure_nothing_again(raw, undisturbed, tmp_path, capsys, 
     code, said, _ = main(capsys, monkeypatch, *words)
     assert code == 0
     assert "No image is kept: the commonest reason is noisy, 38 of 42 images; its option is quality.noise." in said
-    # only the file without bytes has no line and is read again
+    assert "0 measured, 42 known before" in said
     assert _lines(tmp_path / "journal.jsonl") == before
     assert (tmp_path / "kept.txt").read_text() == ""
 

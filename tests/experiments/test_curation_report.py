@@ -1,14 +1,18 @@
 """The report of a curation, from a table and a folder of images to what its reader sees."""
 
+import ast
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.curation import measure, verdicts
 from datamodules.curation.table import write_table
 from experiments.curation_report import LISTED, PART, SHOWN, read_bounds, write_report
+from experiments.curation_words import REASONS
 
 
 def photograph(path, seed=0, size=(480, 320)):
@@ -150,7 +154,7 @@ def test_a_near_duplicate_stands_beside_the_one_it_is_like(report, tmp_path):
     assert len(cards["d.jpg"][0]) == 1
 
 
-@pytest.mark.parametrize("reason", ["unreadable", "too_many_pixels", "crashed", "out_of_memory"])
+@pytest.mark.parametrize("reason", ["unreadable", "too_many_pixels", "crashed", "out_of_memory", "name"])
 def test_what_stopped_the_measurement_is_not_opened_again(report, tmp_path, reason):
     photograph(tmp_path / "raw" / "a.jpg")
     cards, text, html = report([row("a.jpg", reason, "what the decoder said", width=None, height=None)])
@@ -217,6 +221,22 @@ def test_images_that_were_not_judged_are_listed(report):
     assert "Not judged: 1" in text
     assert cards["a.jpg"][1][-1] == "no answer in 60 s"
     assert cards["c.jpg"][1][-1].endswith("soft all over")
+
+
+def reasons_in(module):
+    """The short codes that a module's source gives as reasons."""
+    place = {"Failure": 0, "Bound": 0, "_failed": 1}
+    for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in place:
+            code = node.args[place[node.func.id]]
+            if isinstance(code, ast.Constant):
+                yield code.value
+
+
+def test_every_reason_has_a_title_and_a_meaning():
+    found = {*reasons_in(verdicts), *reasons_in(measure)}
+    assert {"short_side", "palette", "exact_duplicate", "judge", "unreadable", "crashed", "name"} <= found
+    assert found == set(REASONS)
 
 
 def test_a_reason_without_a_name_of_its_own_is_shown_too(report):

@@ -1,6 +1,7 @@
 """The page module: what a browser would make of its pages."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 
 import numpy as np
@@ -96,6 +97,7 @@ def test_equal_pages_are_equal_bytes_and_another_replaces_pictures(tmp_path):
     assert first == files_of(tmp_path / "b")
     (tmp_path / "a" / "pictures" / "mine.jpg").write_bytes(b"not ours")
     (tmp_path / "a" / "pictures" / ".0123456789abcdef.jpg.1.part").write_bytes(b"left by a kill")
+    (tmp_path / "a" / ".index.html.1.part.0a1b").write_bytes(b"left by a kill")
     full_page(tmp_path / "a", seed=1)
     second = files_of(tmp_path / "a")
     assert second.pop("pictures/mine.jpg") == b"not ours"
@@ -118,6 +120,15 @@ def test_the_same_picture_is_one_file(tmp_path):
     first, second = page.picture(noise(0), "a"), page.picture(noise(0), "b")
     assert first.link == second.link
     assert len(files_of(tmp_path)) == 1
+
+
+def test_threads_may_write_the_same_picture_at_the_same_time(tmp_path):
+    page = Page(tmp_path, "title")
+    images = [noise(0, (8, 8))] * 200
+    with ThreadPoolExecutor(8) as pool:
+        links = {picture.link for picture in pool.map(page.picture, images, ["a"] * 200)}
+    assert {f"pictures/{path.name}" for path in (tmp_path / "pictures").iterdir()} == links
+    assert len(links) == 1
 
 
 def test_bars_and_shares_have_the_lengths_of_their_counts(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageEnhance
 from scipy.sparse.csgraph import connected_components
 
-from datamodules.curation.duplicates import HASH_LENGTH, VIEWS, near_groups, perceptual_hash
+from datamodules.curation.duplicates import HASH_LENGTH, VIEWS, first_alike, near_groups, perceptual_hash
 from datamodules.curation.settings import PreliminaryBounds
 from datamodules.synthetic import bundled_path
 
@@ -134,6 +134,25 @@ def test_bits_of_high_frequencies_may_differ_up_to_the_bound():
     near[0, 100:148] ^= 1
     far[0, 150:199] ^= 1
     assert near_groups([text(image), text(near), text(far)], 48) == [0, 0, 1]
+
+
+def test_kept_ones_are_near_no_other_and_the_others_are_near_the_kept_one_named():
+    rng = np.random.default_rng(0)
+    images = [random_hash(rng)]
+    for _ in range(40):  # a chain: each one's whole is a view of the one before, a few bits off
+        images.append(random_hash(rng))
+        images[-1][0] = flipped(images[-2][int(rng.integers(len(VIEWS)))], int(rng.integers(0, 7)), rng)
+    images += [images[3], images[20]]
+
+    def near(one, other):
+        return min((one ^ other[0]).sum(1).min(), (other ^ one[0]).sum(1).min()) <= 7
+
+    hashes = [text(image) for image in images]
+    found = first_alike(hashes, 7)
+    kept = [place for place, like in enumerate(found) if place == like]
+    assert len(set(near_groups(hashes, 7))) < 8 < len(kept) < len(images) - 8
+    for place, like in enumerate(found):
+        assert like == next((other for other in kept if other < place and near(images[place], images[other])), place)
 
 
 def test_minus_one_groups_nothing_and_nothing_has_no_groups(originals):

@@ -1,8 +1,10 @@
+import functools
 import importlib
 import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from datamodules.curation.engine import Task, curate_files, run_local
 from datamodules.curation.journal import Journal
 from datamodules.curation.measure import measure_image
 from datamodules.curation.scan import RawFile, scan
-from datamodules.curation.settings import Curation, PreliminaryBounds, QualityBounds
+from datamodules.curation.settings import Curation, JudgeModel, PreliminaryBounds, QualityBounds
 from datamodules.curation.table import write_table
+from datamodules.curation.verdicts import is_judged
 
 
 @pytest.fixture
@@ -31,11 +34,14 @@ def tasks(folder, names):
 
 
 def test_a_process_that_dies_costs_its_image_and_not_the_run(deadly, tmp_path):
-    names = ["a", "deadly", "b", "c", "once", "d"]
+    names = ["a", "deadly", "b", "endless", "once", "d"]
     rows = {row["path"]: row for _, row in run_local(tasks(tmp_path, names), Curation(), 2, deadly.measure)}
     assert sorted(rows) == sorted(names)
-    assert {name: row["failure"] for name, row in rows.items() if "failure" in row} == {"deadly": "crashed"}
-    assert all(row["threads"] == ["1", "1"] for name, row in rows.items() if name != "deadly")
+    assert {name: row["failure"] for name, row in rows.items() if "failure" in row} == {
+        "deadly": "crashed",
+        "endless": "crashed",
+    }
+    assert all(row["threads"] == ["1", "1"] for row in rows.values() if "failure" not in row)
     assert os.getpid() not in {row.get("process") for row in rows.values()}
 
 
@@ -150,6 +156,18 @@ def test_an_image_that_the_memory_does_not_hold_is_a_row(deadly, tmp_path):
     ((_, row),) = run_local(tasks(tmp_path, ["large.png"]), Curation(), 1, deadly.measure_in_little_memory)
     assert row["failure"] == "out_of_memory"
     assert (row["width"], row["height"]) == (8000, 8000)
+
+
+def test_an_image_that_kills_its_judge_stays_kept_and_is_asked_about_again(deadly, files, tmp_path):
+    settings = replace(bounds(aspect=40.0), judge=JudgeModel(endpoint="http://localhost:1/v1"))
+    engine = functools.partial(run_local, measure=deadly.die_when_asked_to_judge)
+    with Journal(tmp_path / "journal.jsonl", settings) as journal:
+        (row,) = curate_files(files[:1], settings, journal, engine, 1)
+        assert not is_judged(journal.row(files[0]))
+        assert journal.row(files[0])["sharpness"] == row["sharpness"]
+        assert journal.measured == 1
+    assert (row["verdict"], row["stage"]) == ("keep", 2)
+    assert row["detail"] == "not judged: the process that judged it was killed, twice"
 
 
 def test_nothing_to_measure_starts_no_process():

@@ -7,11 +7,13 @@ from PIL import Image
 
 from datamodules.curation.measure import lacks, measure_image
 from datamodules.curation.scan import scan
-from datamodules.curation.settings import Curation, PreliminaryBounds
+from datamodules.curation.settings import Curation, JudgeModel, PreliminaryBounds, QualityBounds
 from datamodules.curation.verdicts import decide
 from datamodules.image_io import write_image
 
 SMALL = Curation(PreliminaryBounds(short_side=512, pixels=512 * 512))
+ANY_PRELIMINARY = PreliminaryBounds(short_side=1, pixels=1, chroma=0, high_band=-1e9, flat_share=1)
+ANY_QUALITY = QualityBounds(sharpness=0, noise=1, blockiness=1e9, dark_share=1, bright_share=1, saturated_share=1)
 
 
 def measured(path, settings=SMALL, known=None):
@@ -89,6 +91,40 @@ def test_later_stages_are_measured_where_the_earlier_ones_pass(tmp_path):
     assert lacks(row, SMALL)
     assert measured(tmp_path / "a.png", SMALL, row) == measured(tmp_path / "a.png", SMALL)
     assert not lacks(measured(tmp_path / "a.png", SMALL, row), SMALL)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("sizes of\ntensors"), KeyError("token"), ValueError("odd"), MemoryError()]
+)
+def test_a_judge_that_fails_over_an_image_leaves_its_scores(tmp_path, monkeypatch, error):
+    def fail(pixels, model):
+        raise error
+
+    monkeypatch.setattr("datamodules.curation.measure.judge", fail)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    settings = Curation(ANY_PRELIMINARY, ANY_QUALITY, judge=JudgeModel(endpoint="http://localhost:1/v1"))
+    known = measured(tmp_path / "a.png", settings)
+    row = measure_image(tmp_path / "a.png", "a.png", settings, known, True)
+    judged = {name: row.pop(name) for name in list(row) if name.startswith("judge_")}
+    assert row == known
+    assert judged["judge_keep"] is None
+    assert judged["judge_error"].startswith(f"not judged: {type(error).__name__}: ")
+    assert "\n" not in judged["judge_error"]
+    assert decide([row | judged], settings)[0]["verdict"] == "keep"
+    (tmp_path / "a.png").unlink()  # as over a network that fails for a moment
+    assert measure_image(tmp_path / "a.png", "a.png", settings, known, True)["judge_error"].startswith("not judged: ")
+    assert "fingerprint" not in measure_image(tmp_path / "a.png", "a.png", settings, known, False)
+
+
+def test_a_judge_that_cannot_be_loaded_is_an_error_of_the_run(tmp_path, monkeypatch):
+    def fail(folder):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("datamodules.curation.measure.load_judge", fail)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    settings = Curation(ANY_PRELIMINARY, ANY_QUALITY, judge=JudgeModel(folder="here"))
+    with pytest.raises(ValueError, match=r"judge.folder=here: the model cannot be loaded: RuntimeError: out of memory"):
+        measure_image(tmp_path / "a.png", "a.png", settings, {}, True)
 
 
 def test_scores_of_another_file_are_not_taken_over(tmp_path):

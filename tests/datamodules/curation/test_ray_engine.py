@@ -10,7 +10,7 @@ from datamodules.curation.engine import Task, curate_files
 from datamodules.curation.journal import Journal
 from datamodules.curation.measure import measure_image
 from datamodules.curation.scan import RawFile, scan
-from datamodules.curation.settings import Curation, PreliminaryBounds
+from datamodules.curation.settings import Curation, PreliminaryBounds, ScoreModels
 from datamodules.curation.table import write_table
 
 pytest.importorskip("ray", reason='the extra "ray" is not installed')
@@ -59,6 +59,15 @@ def test_ray_gives_the_same_table_byte_for_byte_and_keeps_the_journal(tmp_path):
     ]
     assert rows[0] == rows[1]
     assert sum("sharpness" in row for row in rows[0]) == 10
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run_with_one_sentence(deadly, tmp_path):
+    tasks = [Task(RawFile(tmp_path / name, name, 1, 1), {}) for name in "ab"]
+    with pytest.raises(ValueError, match=r"^judge.folder=here: no model can be loaded for [ab]$"):
+        list(run_ray(tasks, Curation(), 1, deadly.refuse))
+    wrong = Curation(models=ScoreModels(niqe=str(tmp_path / "no.npz")))
+    with pytest.raises(ValueError, match=r"^models.niqe: found no file at .*no.npz, expected [^\n]*$"):
+        list(run_ray(tasks, wrong, 1))
 
 
 def test_a_process_that_dies_costs_its_image_and_not_the_run(deadly, tmp_path):

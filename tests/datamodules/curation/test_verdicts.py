@@ -136,6 +136,21 @@ def test_of_pictures_that_look_the_same_the_largest_is_kept():
     assert found["b"]["detail"] == "like c of 4000 x 2160 px (preliminary.near_duplicate_bits)"
 
 
+def test_of_a_pan_only_what_is_like_a_kept_picture_is_dropped():
+    rows = [image(path, hash=off_by(2 * place), bytes=1000 - place) for place, path in enumerate("abcdefg")]
+    found = {row["path"]: row["detail"].split()[1:2] for row in decide(reversed(rows), BOUNDS)}
+    assert found == {"a": [], "b": ["a"], "c": ["a"], "d": [], "e": ["d"], "f": ["d"], "g": []}
+
+
+def test_a_broken_file_of_too_many_pixels_has_too_many_pixels_whether_it_was_decoded_or_not():
+    broken = {"failure": "unreadable", "failure_detail": "it is truncated"}
+    head = {name: GOOD[name] for name in ("fingerprint", "bytes", "width", "height", "mode")} | {"path": "a"}
+    settings = Curation(replace(BOUNDS.preliminary, max_pixels=1000), BOUNDS.quality)
+    assert verdicts([head | broken])["a"][2] == "unreadable"
+    assert decide([head | broken], settings) == decide([head], settings)
+    assert verdicts([head], settings)["a"][2] == "too_many_pixels"
+
+
 @pytest.mark.parametrize(("bits", "kept"), [(-1, "ab"), (0, "ab"), (1, "ab"), (2, "a"), (4, "a")])
 def test_how_far_near_duplicates_are_apart_is_an_option(bits, kept):
     settings = Curation(replace(BOUNDS.preliminary, near_duplicate_bits=bits), BOUNDS.quality)
