@@ -1,6 +1,5 @@
 """The page that shows what curation kept and dropped, made from its table and the images alone."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 import yaml
 from tqdm import tqdm
 
+from datamodules.cores import usable_cores
 from datamodules.curation.settings import PreliminaryBounds, QualityBounds
 from datamodules.curation.table import read_table
 from datamodules.curation.verdicts import KEEP, PIXELS, QUALITY, SIZE
@@ -181,7 +181,7 @@ class _Report:
     def _sheet(self, rows: np.ndarray, card: Callable[[dict[str, Any]], Card]) -> None:
         """Cards of a few of the rows, their images read by several threads; the order stays."""
         chosen = self._records(spread(rows, SHOWN))
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_READERS)) as pool:
+        with ThreadPoolExecutor(min(usable_cores(), MOST_READERS)) as pool:
             self.page.cards(list(tqdm(pool.map(card, chosen), "report", len(chosen), leave=False, disable=None)))
 
     def _pair(self, row: dict[str, Any]) -> Card:

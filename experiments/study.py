@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 from yaml import YAMLError
 
+from datamodules.cores import usable_cores
 from experiments.command_line import EXIT_PARTIAL, quiet, user_errors
 from experiments.options import FOLDER, OptionError, load_options, to_yaml
 from experiments.protocol import JSON
@@ -173,7 +174,7 @@ def run_study(study: str, runs: Path | None, workers: int, data: list[str], tiny
     options.data = data or options.data
     folder = runs or Path("runs") / "studies" / f"{name}{'-tiny' if tiny else ''}"
     trials = trials_of(options, folder)
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, usable_cores() // workers)
     print(
         f"{len(options.arms)} arms x {len(options.seeds)} seeds = {len(trials)} runs in {folder}, {workers} at a time"
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from datamodules.cores import usable_cores
 from datamodules.image_io import LONGEST_SIDE, WRITABLE, LoadedImage, image_size, read_image, write_image
 from experiments.command_line import EXIT_INPUT, EXIT_PARTIAL
 from experiments.inference import GIB, peak_memory
@@ -86,7 +87,7 @@ class Batch:
     def run(self) -> int:
         """Upscale all files, tell what becomes of them, and return the exit code."""
         start = time.perf_counter()
-        threads = max(1, min(len(self.jobs), os.cpu_count() or 1, MOST_WRITERS))
+        threads = max(1, min(len(self.jobs), usable_cores(), MOST_WRITERS))
         # left in this order: the reader is woken, ends, and the writers finish what they have
         with (
             tqdm(total=self.total, initial=self.skipped, unit=" frames", disable=self.total == 1) as self._bar,

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from datamodules.cores import usable_cores
 from datamodules.curation.journal import Journal
 from datamodules.curation.measure import crashed_row, lacks, measure_in_time, unnameable_row, warm_up
 from datamodules.curation.rows import Row
@@ -147,7 +148,7 @@ class _Worker:
         context = get_context("forkserver")
         context.set_forkserver_preload([__name__])
         self.connection, theirs = context.Pipe()
-        threads = (os.cpu_count() or 1) if judging and settings.judge.folder else 1
+        threads = usable_cores() if judging and settings.judge.folder else 1
         self._process = context.Process(target=_work, args=(theirs, settings, measure, threads), daemon=True)
         with _inherited():
             self._process.start()
