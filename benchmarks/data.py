@@ -8,9 +8,11 @@ Worker processes compute on one thread each; the training's own process on --thr
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +102,9 @@ def waiting(shards: Path, folder: Path, args: argparse.Namespace, workers: int, 
         f"runs={folder}",
         f"name={name}",
     ]
-    events = EventAccumulator(str(train(load_options(args.experiment, overrides)))).Reload()
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # progress bars
+        run = train(load_options(args.experiment, overrides))
+    events = EventAccumulator(str(run)).Reload()
     parts = ("data_wait_s", "degrade_s", "step_s")
     return {part: float(np.mean([e.value for e in events.Scalars(f"speed/{part}")[args.skip :]])) for part in parts}
 
