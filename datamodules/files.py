@@ -1,5 +1,6 @@
-"""Files that appear whole or not at all: written beside their place under a hidden name, then renamed into it."""
+"""Files that appear whole or not at all, written beside their place and renamed; folders held by one process."""
 
+import fcntl
 import os
 import re
 import secrets
@@ -47,3 +48,17 @@ def target_of(name: str) -> str | None:
     """Which file, without leading dots, an unfinished one of this name was to become; None for all other names."""
     found = _PART.fullmatch(name)
     return found[1] if found else None
+
+
+@contextmanager
+def locked(folder: Path, work: str) -> Iterator[None]:
+    """Hold an output folder until the process ends in whatever way; ValueError where another `work` has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"OUT={folder}: another {work} is at work there; wait for it, or give another OUT="
+            ) from error
+        yield

@@ -5,11 +5,9 @@ stopped, and applies other bounds without measuring again.
 """
 
 import argparse
-import fcntl
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.cores import usable_cores
@@ -22,7 +20,7 @@ from datamodules.curation.scan import RawFile, scan
 from datamodules.curation.settings import Curation
 from datamodules.curation.table import TABLE, write_table
 from datamodules.curation.verdicts import KEEP, OPTIONS, has_judge
-from datamodules.files import target_of, written_beside
+from datamodules.files import locked, target_of, written_beside
 from datamodules.image_io import FORMATS
 from experiments.command_line import quiet, user_errors
 
@@ -36,7 +34,7 @@ def curate(raw: Path, out: Path, options: Curation, engine: str = "local") -> li
     The decided rows, sorted by path. FileNotFoundError and ValueError name RAW= or OUT=.
     """
     _check_folders(raw, out)
-    with locked(out):
+    with locked(out, "curation"):
         _remove_unfinished(out)
         files, others = scan(raw, out)
         _introduce(raw, files, others, options)
@@ -81,20 +79,6 @@ def summary(rows: Sequence[Row]) -> str:
         option = f"; its option is {OPTIONS[reason]}" if reason in OPTIONS else ""
         lines.append(f"No image is kept: the commonest reason is {reason}, {count} of {len(rows)} images{option}.")
     return "\n".join(lines)
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold an output folder until the process ends in whatever way; ValueError where another one has it."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"OUT={out}: another curation is at work there; wait for it, or give another OUT="
-            ) from error
-        yield
 
 
 def _remove_unfinished(out: Path) -> None:

@@ -5,16 +5,13 @@ finished are kept, runs that were interrupted are resumed, so the same command g
 """
 
 import argparse
-import fcntl
 import hashlib
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from tqdm import tqdm
 from yaml import YAMLError
 
 from datamodules.cores import usable_cores
+from datamodules.files import locked
 from experiments.command_line import EXIT_PARTIAL, quiet, user_errors
 from experiments.options import FOLDER, OptionError, load_options, to_yaml
 from experiments.protocol import JSON
@@ -156,18 +154,6 @@ def run_logged(module: list[str], trial: Trial, threads: int) -> str:
     return f"{trial.arm}, seed {trial.seed}: {module[0]} ended with {ended.returncode}: {last} (see {trial.log})"
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a study's folder, until the process ends in whatever way; ValueError where another one has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"{folder}: another study is at work there; wait for it, or give OUT=") from error
-        yield
-
-
 def run_study(study: str, runs: Path | None, workers: int, data: list[str], tiny: bool) -> tuple[str, list[str]]:
     """Run what is missing of a study and write <runs>/study.md; its report, and the errors of failed runs."""
     name, options = read_study(study)
@@ -178,7 +164,7 @@ def run_study(study: str, runs: Path | None, workers: int, data: list[str], tiny
     print(
         f"{len(options.arms)} arms x {len(options.seeds)} seeds = {len(trials)} runs in {folder}, {workers} at a time"
     )
-    with locked(folder), ThreadPoolExecutor(workers) as pool:
+    with locked(folder, "study"), ThreadPoolExecutor(workers) as pool:
         outcomes = pool.map(lambda trial: run_trial(options, trial, tiny, threads), trials)
         errors = [error for error in tqdm(outcomes, total=len(trials), unit="run") if error]
         found = {data: read_results({(t.arm, t.seed): t.results(data) for t in trials}) for data in options.data}

@@ -2,10 +2,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from experiments.options import load_options
+from experiments.shards import pack
 from experiments.train import train
 from lightning_modules.networks.f16_vae import build_flux_vae
 
@@ -78,6 +81,18 @@ def tiny_gan_run(bases: Callable[[str], list[str]], tmp_path_factory: pytest.Tem
 def tiny_decoder_run(tiny_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of f16_vae/decoder with its tiny overrides, trained for two steps."""
     return _train("f16_vae/decoder", tmp_path_factory.mktemp("decoder"), f"codec.path={tiny_vae}")
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Six images of noise of 64 px and more, each in a shard of its own; their files are in images/ beside it."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        pixels = rng.integers(0, 256, (64, 64 + 8 * number, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    pack(tmp_path / "images", tmp_path / "shards", shard_mb=0.03)
+    return tmp_path / "shards"
 
 
 def _train(experiment: str, runs: Path, *overrides: str) -> Path:

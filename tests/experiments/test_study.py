@@ -119,7 +119,7 @@ def test_a_failed_run_is_reported_and_the_others_go_on(write, photograph, tmp_pa
 def test_one_study_at_a_time_works_in_a_folder(write, tmp_path):
     with (tmp_path / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="another study is at work there; wait for it, or give OUT="):
+        with pytest.raises(ValueError, match="another study is at work there; wait for it, or give another OUT="):
             run_study(write(SMALL.format(data="bundled")), tmp_path, workers=1, data=[], tiny=True)
 
 

@@ -2,23 +2,9 @@
 
 import sys
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from experiments import train as program
-from experiments.shards import pack
-
-
-@pytest.fixture
-def shards(tmp_path):
-    rng = np.random.default_rng(0)
-    (tmp_path / "images").mkdir()
-    for number in range(6):
-        pixels = rng.integers(0, 256, (64, 64 + 8 * number, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
-    pack(tmp_path / "images", tmp_path / "shards", shard_mb=0.03)
-    return tmp_path / "shards"
 
 
 @pytest.fixture

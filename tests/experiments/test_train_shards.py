@@ -19,17 +19,6 @@ from experiments.shards import pack
 CROPS_PER_IMAGE = 64
 
 
-@pytest.fixture
-def shards(tmp_path):
-    rng = np.random.default_rng(0)
-    (tmp_path / "images").mkdir()
-    for number in range(6):
-        pixels = rng.integers(0, 256, (64, 64 + 8 * number, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
-    pack(tmp_path / "images", tmp_path / "shards", shard_mb=0.03)
-    return tmp_path / "shards"
-
-
 def train(shards, monkeypatch, *more):
     options = [f"data.train={shards}", f"runs={shards.parent / 'runs'}", "data.procedural_share=0", "trainer.threads=1"]
     arguments = ["rt4ksr/s_x2_mini", "--tiny", "trainer.accelerator=cpu", "network.start=random", *options, *more]
