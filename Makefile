@@ -20,6 +20,12 @@ each = $(foreach item,$(value $1),$(call quote,$(item)))
 option = $(if $(value $2),$1 $(call quote,$(value $2)))
 switch = $(if $(filter-out 0 no false,$(value $2)),$1)
 
+# --data and --seeds take lists, so they stand last.
+study_options = $(call option,--workers,WORKERS) $(call option,--runs,OUT) $(call option,--storage,STORAGE) \
+  $(call switch,--retry,RETRY) $(call switch,--tiny,TINY) $(if $(value DATA),--data $(call each,DATA)) \
+  $(if $(value SEEDS),--seeds $(call each,SEEDS))
+study_folder = $(or $(value OUT),runs/studies/$(basename $(notdir $(value STUDY)))$(if $(call switch,-tiny,TINY),-tiny))
+
 # $(call need,TARGET,VARIABLES,EXAMPLE) stops before anything is built where none of the variables has a value.
 need = $(if $(filter $1,$(MAKECMDGOALS)),$(if $(strip $(foreach name,$2,$(value $(name)))),,$(error \
   make $1 needs $(firstword $2)=, for example: $3)))
@@ -36,13 +42,15 @@ $(call need,shards,IN,make shards IN=data/curated OUT=data/4ksr-train)
 $(call need,shards,OUT,make shards IN=data/curated OUT=data/4ksr-train)
 $(call need,shards-check,IN,make shards-check IN=data/4ksr-train)
 $(call need,export,CKPT,make export CKPT=runs/rt4ksr/s_x2_mini/checkpoints/last.ckpt)
-$(call need,study,STUDY,make study STUDY=l_hf)
+$(call need,study,STUDY,make study STUDY=artifact)
+$(call need,sweep,STUDY,make sweep STUDY=search_lr_l_ap)
+$(call need,compare,STUDY,make compare STUDY=artifact)
 $(call need,sigma,EXP,make sigma EXP=op4ksr/mini_lora)
 $(call need,prompt,FLUX,make prompt FLUX=weights/FLUX.1-dev OUT=weights/prompt.safetensors)
 $(call need,prompt,OUT,make prompt FLUX=weights/FLUX.1-dev OUT=weights/prompt.safetensors)
 $(call need,bench,BENCH,make bench BENCH=degradations)
 
-.PHONY: help install demo curate shards shards-check train study board evaluate upscale export sigma prompt options bench test test-slow lint format lock clean
+.PHONY: help install demo curate shards shards-check train study sweep compare board evaluate upscale export sigma prompt options bench test test-slow lint format lock clean
 
 help: ## Explain every target (the default)
 	@echo 'make TARGET [VARIABLE=value ...]'
@@ -91,18 +99,35 @@ train: install ## Train one experiment; the run goes to runs/<name>
 	  $(call option,--resume,RESUME) $(call option,--init,INIT) $(call switch,--tiny,TINY)
 
 study: install ## Train every arm of a study with every seed and compare them; goes on where it was stopped
-##   STUDY=l_hf          name below experiments/studies/, or a YAML file (needed)
+##   STUDY=artifact      name below experiments/studies/, or a YAML file (needed)
+##   WORKERS=2           runs at the same time on this machine (default: 1); the same command elsewhere joins
+##   OUT=folder          for the runs and the comparison (default: runs/studies/<study>); shared by all machines
+##   STORAGE=url         Optuna storage such as postgresql://host/name (default: a journal file in OUT)
+##   SEEDS="0 1 2"       seeds in place of the study's own
 ##   DATA="a b"          test sets in place of the study's own, as evaluate takes them
-##   WORKERS=2           runs at the same time (default: 1)
-##   OUT=folder          for the runs and study.md (default: runs/studies/<study>)
+##   SET="a.b=1"         overrides for all runs
+##   RETRY=1             run failed trials again
 ##   TINY=1              shrink every run to seconds
-	$(PY) -m experiments.study $(call path,STUDY) $(call each,DATA) $(call option,--runs,OUT) \
-	  $(call option,--workers,WORKERS) $(call switch,--tiny,TINY)
+	$(PY) -m experiments.study $(call path,STUDY) $(call each,SET) $(study_options)
+
+sweep: install ## Search for the best values of a study's search space; goes on where it was stopped
+##   STUDY=search_lr_l_ap  a study with search.space (needed); further variables: those of study
+	$(PY) -m experiments.study $(call path,STUDY) $(call each,SET) --sweep $(study_options)
+
+compare: install ## Compare a study's runs as far as they are finished: table, figures and a page with pictures
+##   STUDY=artifact      name below experiments/studies/, or a YAML file (needed)
+##   OUT=folder          where its runs are (default: runs/studies/<study>)
+##   DATA="a b"          test sets in place of the study's own
+##   STORAGE=url         as it was given to study
+	$(PY) -m experiments.compare $(call path,STUDY) $(call each,DATA) $(call option,--runs,OUT) \
+	  $(call option,--storage,STORAGE) $(call switch,--tiny,TINY)
 
 board: install ## Show runs in TensorBoard
-##   RUNS=runs           folder of runs
+##   STUDY=artifact      the runs of a study, or
+##   RUNS=runs           a folder of runs
 ##   PORT=6006           http://localhost:PORT
-	$(PY) -m tensorboard.main --logdir $(call path,RUNS) --port $(call path,PORT)
+	$(PY) -m tensorboard.main --logdir $(if $(value STUDY),$(call quote,$(study_folder)),$(call path,RUNS)) \
+	  --port $(call path,PORT)
 
 evaluate: install ## Measure a checkpoint against bicubic on a test set
 ##   CKPT=last.ckpt      checkpoint of a run, or a released RT4KSR file (needed)
@@ -110,6 +135,7 @@ evaluate: install ## Measure a checkpoint against bicubic on a test set
 ##   OUT=folder          for results.md and results.json (default: <run>/evaluate/<data>, runs/evaluate/<file>/<data>)
 ##   SET="a.b=1"         overrides of single options
 ##   ARGS="--crop-border 0"  px that PSNR and SSIM leave out at each side (default: the scale) (.venv/bin/python -m experiments.evaluate --help)
+##   ARGS="--pictures"   save the middle of every output as PNG, too, in pictures/
 	$(PY) -m experiments.evaluate $(call path,CKPT) $(call path,DATA) $(call each,SET) \
 	  $(call option,--out,OUT) $(call each,ARGS)
 

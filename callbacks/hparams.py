@@ -31,9 +31,13 @@ def flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
     return flat
 
 
-def experiment_summary(hparams: Mapping[str, Value], metrics: Sequence[str]) -> Summary:
-    """The summary that declares the tab's columns: hyper-parameters with their types, and metrics by scalar tag."""
-    columns = [HParamInfo(name=key, type=_type(value)) for key, value in hparams.items()]
+def experiment_summary(hparams: Mapping[str, Value], metrics: Sequence[str], first: Sequence[str] = ()) -> Summary:
+    """The summary that declares the tab's columns: hyper-parameters with their types, and metrics by scalar tag.
+
+    The tab shows five of each at once: metrics in their order, hyper-parameters by name, but those in `first` before.
+    """
+    # `differs` is what TensorBoard sorts by before the name
+    columns = [HParamInfo(name=key, type=_type(value), differs=key in first) for key, value in hparams.items()]
     infos = [MetricInfo(name=MetricName(tag=tag)) for tag in metrics]
     data = HParamsPluginData(experiment=Experiment(hparam_infos=columns, metric_infos=infos))
     return _summary(metadata.EXPERIMENT_TAG, data)
@@ -77,29 +81,56 @@ def has_row(log_dir: Path) -> bool:
 
 
 class LogHyperparameters(Callback):
-    """Logs hyper-parameters once per run folder, with the validation tags whose latest values fill the row.
+    """Logs hyper-parameters once per run folder, with the tags whose latest values fill the row.
 
     hparams: options, nested or flat. metrics: the very tags that the module logs in validation, such as "val/psnr_y":
     TensorBoard fills a metric's cell from the last scalar of that tag in the run's folder (metric keys that no scalar
-    carries leave the tab empty, Lightning issue 8175). A resumed run in the same folder adds no second row. Warns once,
-    after the first validation, if a metric was not logged. Raises ValueError without metrics.
+    carries leave the tab empty, Lightning issue 8175). labels: names of the run, such as its arm and seed. Where there
+    are any, they and the options in `columns` are the row, and the metrics stand behind `final`, the tags of what is
+    logged after the training: the tab has room for little more. TensorBoard takes the columns of all runs from one of
+    them, so runs that are looked at together want the same ones. All options stand in the text tab.
+
+    A resumed run in the same folder adds no second row. Warns once, after the first validation, if a metric was not
+    logged. Raises ValueError without metrics, and for a column that is no option.
     """
 
-    def __init__(self, hparams: dict[str, Any], metrics: Sequence[str]) -> None:
+    def __init__(
+        self,
+        hparams: dict[str, Any],
+        metrics: Sequence[str],
+        labels: Mapping[str, Value] | None = None,
+        columns: Sequence[str] = (),
+        final: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         if not metrics or isinstance(metrics, str):
             raise ValueError(f"metrics is {metrics!r}, expected a list of validation tags such as ['val/psnr_y']")
         self.hparams = flatten(hparams)
         self.metrics = tuple(metrics)
+        self.labels = dict(labels or {})
+        self.columns = tuple(columns)
+        self.final = tuple(final)
         self._checked = False
+        if unknown := [key for key in columns if key not in self.hparams]:
+            raise ValueError(f"table.columns: {unknown[0]} is no option")
+
+    @property
+    def row(self) -> dict[str, Value]:
+        """The labels and the options that the row shows."""
+        if not self.labels:
+            return self.hparams
+        return {**{key: self.hparams[key] for key in self.columns}, **self.labels}
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and not has_row(Path(logger.log_dir)):
                 file_writer = logger.experiment._get_file_writer()
-                file_writer.add_summary(experiment_summary(self.hparams, self.metrics))
-                file_writer.add_summary(session_summary(self.hparams))
+                file_writer.add_summary(experiment_summary(self.row, (*self.final, *self.metrics), tuple(self.labels)))
+                file_writer.add_summary(session_summary(self.row))
+                logger.experiment.add_text(
+                    "options", "\n".join(f"    {key}={self.hparams[key]}" for key in self.hparams)
+                )
                 logger.experiment.flush()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Test sets by folder: pairs of HR and LR, a plain folder whose images are degraded, or "bundled", the embedded one."""
+"""Test sets by folder: pairs of HR and LR, a plain folder whose images are degraded, or one of the embedded ones."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,20 @@ from datamodules.image_io import list_images, read_image
 from datamodules.pairs import find_pairs, looks_paired, paired_folder, read_pair
 from datamodules.randomness import generator_for
 from datamodules.sources import BUNDLED, describe_folder
-from datamodules.synthetic import FLAT_CROPS, FLAT_KINDS, HELD_OUT_PHOTOGRAPHS, bundled_path, flat_crop, flat_image
+from datamodules.synthetic import (
+    FLAT_CROPS,
+    FLAT_KINDS,
+    HELD_OUT_PHOTOGRAPHS,
+    LARGE_PHOTOGRAPH,
+    bundled_path,
+    flat_crop,
+    flat_image,
+)
 
-FLAT_SIZE = 512
+BUNDLED_LARGE = "bundled_large"
+"""The embedded test set whose images all have 1024 px per side or more, for sizes above the training crop."""
+EMBEDDED = (BUNDLED, BUNDLED_LARGE)
+FLAT_SIZE, LARGE_FLAT_SIZE = 512, 1024
 
 
 @dataclass(frozen=True)
@@ -49,22 +60,19 @@ def open_benchmark(
     seed: int = 0,
     crop: int | None = None,
 ) -> Benchmark:
-    """The test set at a folder, or the embedded one (held-out photographs and flat images) for "bundled".
+    """The test set at a folder, or an embedded one, held-out photographs and flat images, for "bundled[_large]".
 
     Where the folder holds pairs (see `pairs.find_pairs`) lr is the file's. Otherwise it is made by degrade from hr, cut
     at the lower right to a multiple of scale, with the generator of (seed, -1, index, 0). crop cuts a centre square of
     at most so many px from hr before, of pairs a multiple of scale and its part of lr. Raises FileNotFoundError or
     ValueError that say what was found.
     """
-    if data == BUNDLED:
-        photographs = [_Source(Path(name).stem, "photo", _reader(bundled_path(name))) for name in HELD_OUT_PHOTOGRAPHS]
-        crops = [_Source(name, "flat", partial(flat_crop, name)) for name in FLAT_CROPS]
-        made = [_Source(kind, "flat", partial(_flat, index, kind)) for index, kind in enumerate(FLAT_KINDS)]
-        return _degraded([*photographs, *crops, *made], scale, degrade, seed, crop)
+    if data in EMBEDDED:
+        return _degraded(_large_sources() if data == BUNDLED_LARGE else _sources(), scale, degrade, seed, crop)
     root = Path(data)
     if not root.is_dir():
         raise FileNotFoundError(
-            f"DATA={data} is no folder; give a folder of images, one with HR/ and LR/, or {BUNDLED!r}"
+            f"DATA={data} is no folder; give a folder of images, one with HR/ and LR/, or {' or '.join(EMBEDDED)}"
         )
     if looks_paired(root):
         pairs = find_pairs(root, scale)
@@ -97,9 +105,27 @@ def _reader(path: Path) -> Callable[[], Tensor]:
     return lambda: read_image(path).rgb
 
 
-def _flat(index: int, kind: str) -> Tensor:
+def _sources() -> list[_Source]:
+    photographs = [_photograph(name) for name in HELD_OUT_PHOTOGRAPHS]
+    crops = [_Source(name, "flat", partial(flat_crop, name)) for name in FLAT_CROPS]
+    return [*photographs, *crops, *_made(FLAT_SIZE)]
+
+
+def _large_sources() -> list[_Source]:
+    return [_photograph(LARGE_PHOTOGRAPH), *_made(LARGE_FLAT_SIZE)]
+
+
+def _photograph(name: str) -> _Source:
+    return _Source(Path(name).stem, "photo", _reader(bundled_path(name)))
+
+
+def _made(size: int) -> list[_Source]:
+    return [_Source(kind, "flat", partial(_flat, size, index, kind)) for index, kind in enumerate(FLAT_KINDS)]
+
+
+def _flat(size: int, index: int, kind: str) -> Tensor:
     # made under a fixed seed: the test set must not move with the run's
-    return flat_image(FLAT_SIZE, generator_for((0, -1, index, 0), kind), kind)
+    return flat_image(size, generator_for((0, -1, index, 0), kind), kind)
 
 
 def _degraded(

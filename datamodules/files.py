@@ -62,3 +62,11 @@ def locked(folder: Path, work: str) -> Iterator[None]:
                 f"OUT={folder}: another {work} is at work there; wait for it, or give another OUT="
             ) from error
         yield
+
+
+@contextmanager
+def waited_for(path: Path) -> Iterator[None]:
+    """Hold a lock file, after waiting for the process that has it; it is free when that one ends in whatever way."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from datamodules.randomness import generator_for
 from datamodules.sr4k import SR4KDataModule
 from datamodules.whole_images import bucket_ladder
-from experiments.checks import period_of, size_unit
+from experiments.checks import period_of, pitch_of, size_unit
 from experiments.schema import (
     Autoencoder,
     Experiment,
@@ -129,7 +129,7 @@ def build_student(options: OneStepFlux) -> OneStepFluxModule:
         pooled_prompt=pooled,
         scale=options.data.scale,
         losses=build_losses(options, period_of(options)),
-        metrics=build_metrics(options.perceptual, period_of(options)),
+        metrics=build_metrics(options.perceptual, pitch_of(options)),
         schedule=build_schedule(options.optimizer, options.trainer.steps),
         noise=options.student.noise,
         color_fix=options.student.color_fix,
@@ -153,7 +153,7 @@ def build_latent_flow(options: LatentFlow) -> LatentFlowModule:
         logit_std=options.flow.logit_std,
         prompt=prompt,
         pooled_prompt=pooled,
-        metrics=build_metrics(options.perceptual, period_of(options)),
+        metrics=build_metrics(options.perceptual, pitch_of(options)),
         schedule=build_schedule(options.optimizer, options.trainer.steps),
     )
 
@@ -194,7 +194,7 @@ def build_autoencoder(options: Autoencoder) -> AutoencoderModule:
         codec=codec,
         linear_learning_rate=options.codec_training.linear_learning_rate,
         losses=build_losses(options, period_of(options)),
-        metrics=build_metrics(options.perceptual, period_of(options)),
+        metrics=build_metrics(options.perceptual, pitch_of(options)),
         schedule=build_schedule(options.optimizer, options.trainer.steps),
         adversary=build_adversary(options),
         optimisation=build_optimisation(options),
@@ -208,7 +208,7 @@ def build_f16_decoder(options: F16Decoder) -> F16DecoderModule:
         teacher=load_codec(folder, "f8") if weight else None,
         scale_consistency=weight,
         losses=build_losses(options, period_of(options)),
-        metrics=build_metrics(options.perceptual, period_of(options)),
+        metrics=build_metrics(options.perceptual, pitch_of(options)),
         schedule=build_schedule(options.optimizer, options.trainer.steps),
         adversary=build_adversary(options),
         optimisation=build_optimisation(options),

@@ -216,11 +216,11 @@ def _sizes(options: Experiment) -> Iterator[str]:
         for key, side, least in (("crop", data.crop, 4 * data.scale), ("val_crop", data.val_crop, 11 + 2 * data.scale)):
             if side < least:  # lr that the blur can mirror; hr that SSIM's window fits without the border
                 yield f"data.{key}={side}: expected at least {least} px at data.scale={data.scale}"
-    period, term = period_of(options), options.losses.periodicity
-    needed = smallest_side(period)
+    needed = smallest_side(pitch_of(options))
     if isinstance(options, CodecExperiment) and data.val_crop < needed:
         yield f"data.val_crop={data.val_crop}: the metric val/periodicity needs crops of at least {needed} px"
-    needed = smallest_side(period, term.lags, term.quadrants, term.highpass)
+    term = options.losses.periodicity
+    needed = smallest_side(period_of(options), term.lags, term.quadrants, term.highpass)
     if term.weight > 0 and data.crop < needed:
         yield f"data.crop={data.crop}: losses.periodicity needs crops of at least {needed} px"
 
@@ -332,8 +332,11 @@ def has_bf16_base(options: Experiment) -> bool:
     return isinstance(options, OneStepFlux) and options.transformer.dtype == "bfloat16"
 
 
+def pitch_of(options: Experiment) -> int:
+    """The pitch in px of the tokens on the codec in use, of RT4KSR's cells: what the metrics look for in every arm."""
+    return cell_of(options) * TOKEN_CELLS if isinstance(options, CodecExperiment) else size_unit(options)
+
+
 def period_of(options: Experiment) -> int:
-    """L_AP's period in px: as given, or the pitch of the tokens on the codec in use, of RT4KSR's cells."""
-    if not isinstance(options, CodecExperiment):
-        return options.losses.periodicity.period or size_unit(options)
-    return options.losses.periodicity.period or cell_of(options) * TOKEN_CELLS
+    """L_AP's period in px: as given, or the pitch."""
+    return options.losses.periodicity.period or pitch_of(options)

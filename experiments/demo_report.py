@@ -14,7 +14,7 @@ from datamodules.degradations.pipeline import PRESETS, DegradationPipeline
 from datamodules.image_io import read_image, write_image
 from datamodules.synthetic import LARGE_PHOTOGRAPH, bundled_path
 from experiments.checkpoints import load_system
-from experiments.checks import period_of
+from experiments.checks import pitch_of
 from experiments.inference import autocast, machine_name, pick_device
 from experiments.measure import (
     SHUFFLED,
@@ -62,7 +62,7 @@ class DemoReport:
 
     def table(self) -> str:
         """The figures of every method on photographs and on flat images, and what shuffled positions cost."""
-        metrics = standard_metrics(self.options.perceptual, self.options.data.scale, period_of(self.options))
+        metrics = standard_metrics(self.options.perceptual, self.options.data.scale, pitch_of(self.options))
         scores = measure(self.methods(), self.images, metrics, self.precision, self.device)
         rows = summarise(scores, metrics)
         groups = {image.group: [i.name for i in self.images if i.group == image.group] for image in self.images}

@@ -1,6 +1,7 @@
 """Measure a checkpoint on test images: `python -m experiments.evaluate last.ckpt DATA` (make evaluate CKPT= DATA=).
 
-DATA: a folder with HR/ and LR/, a folder of photographs from which the checkpoint's degradation makes lr, or "bundled".
+DATA: a folder with HR/ and LR/, a folder of photographs from which the checkpoint's degradation makes lr, or an
+embedded set: "bundled", or "bundled_large" for sizes of up to 1024 px.
 """
 
 import argparse
@@ -13,12 +14,13 @@ import torch
 from datamodules.benchmarks import Benchmark, open_benchmark
 from datamodules.degradations.pipeline import PRESETS, DegradationPipeline
 from experiments.checkpoints import load_system
-from experiments.checks import period_of
+from experiments.checks import pitch_of
 from experiments.command_line import quiet, user_errors
 from experiments.inference import autocast, pick_device
 from experiments.measure import (
     STUDENT,
     Method,
+    Seen,
     codec_methods,
     codec_round_trip,
     denoiser_methods,
@@ -40,6 +42,7 @@ from experiments.protocol import (
     results,
     save,
 )
+from experiments.result_pictures import PICTURES, ResultPictures
 from experiments.schema import Experiment
 from experiments.tables import markdown_table, summarise
 from lightning_modules.autoencoder import Autoencoder
@@ -52,12 +55,17 @@ from lightning_modules.super_resolution import SuperResolution
 
 
 def evaluate(
-    checkpoint: str, data: str, overrides: list[str], crop: int | None = None, crop_border: int | None = None
+    checkpoint: str,
+    data: str,
+    overrides: list[str],
+    crop: int | None = None,
+    crop_border: int | None = None,
+    seen: Seen | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Measure a checkpoint's methods on a test set: the report as Markdown, and everything in it as plain values.
 
     crop: side in px of the centre squares that are measured, whole images for None. crop_border: px that PSNR and SSIM
-    leave out at each side, the scale for None.
+    leave out at each side, the scale for None. seen: is shown every output, such as `ResultPictures`.
     """
     torch.backends.cudnn.allow_tf32 = False  # what the results call fp32 is fp32
     system, options = load_system(checkpoint, overrides)
@@ -70,7 +78,7 @@ def evaluate(
     methods, precision = methods_of(system, options), autocast(options, device)
     metrics = standard_metrics(options.perceptual, border, grid_of(system, options))
     digest = hashlib.blake2b(digest_size=8)
-    scores = measure(methods, fingerprinted(images, digest), metrics, precision, device, len(images))
+    scores = measure(methods, fingerprinted(images, digest), metrics, precision, device, len(images), seen)
     rows = summarise(scores, metrics)
     facts = {
         **provenance(checkpoint, data, digest.hexdigest(), device),
@@ -107,13 +115,13 @@ def precision_name(precision: torch.autocast, device: torch.device) -> str:
 
 def grid_of(system: SuperResolution, options: Experiment) -> int | None:
     """The pitch in px of the token grid that could show in the images; None for a network without tokens."""
-    return None if isinstance(system, RealTimeCnn) else period_of(options)
+    return None if isinstance(system, RealTimeCnn) else pitch_of(options)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure a checkpoint on test images.")
     parser.add_argument("checkpoint", help="checkpoint of a run, or a released RT4KSR file (CKPT=)")
-    parser.add_argument("data", help='folder of images, or of HR/ and LR/, or "bundled" (DATA=)')
+    parser.add_argument("data", help="folder of images, or of HR/ and LR/; or bundled, or bundled_large (DATA=)")
     parser.add_argument("overrides", nargs="*", default=[], help="key=value ... (SET=)")
     parser.add_argument(
         "--out",
@@ -123,16 +131,23 @@ def main() -> None:
     )
     parser.add_argument("--crop", type=int, help="cut a centre square of at most so many px from hr")
     parser.add_argument("--crop-border", type=int, help="px left out at each side by PSNR and SSIM; else: the scale")
+    parser.add_argument(
+        "--pictures", action="store_true", help="save the middle of every output as PNG, too, in pictures/"
+    )
     given = parser.parse_intermixed_args()
     quiet()
     with user_errors():
         for option, value, least in (("--crop", given.crop, 1), ("--crop-border", given.crop_border, 0)):
             if value is not None and value < least:
                 raise ValueError(f"{option} {value}: expected a number of pixels from {least} on")
-        text, values = evaluate(given.checkpoint, given.data, given.overrides, given.crop, given.crop_border)
+        pictures = ResultPictures() if given.pictures else None
+        text, values = evaluate(given.checkpoint, given.data, given.overrides, given.crop, given.crop_border, pictures)
         folder = given.out or default_folder(given.checkpoint, given.data, values["data_fingerprint"])
+        if pictures is not None:
+            pictures.save(folder)
         save(folder, text, values)
-        print(f"{text}\n{folder / MARKDOWN}\n{folder / JSON}")
+        saved = [folder / PICTURES] if pictures is not None else []
+        print("\n".join(map(str, [text, *saved, folder / MARKDOWN, folder / JSON])))
 
 
 if __name__ == "__main__":

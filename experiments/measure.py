@@ -31,6 +31,9 @@ from losses.periodicity import periodicity_scores, smallest_side
 Method = Callable[[Tensor, Tensor], Tensor]
 """method(lr, hr) -> image of hr's size: (1,3,h,w) and (1,3,H,W) in [0,1]; references alone look at hr's pixels."""
 
+Seen = Callable[[BenchmarkImage, str, Tensor], None]
+"""seen(image, name of the method, its output as it is measured: (3,H,W), rounded to 8 bits)."""
+
 STUDENT, SHUFFLED = "student", "student, ids shuffled"
 REAL_TIME = "rt4ksr"
 DENOISED, DENOISED_SHUFFLED = "denoised", "denoised, ids shuffled"
@@ -171,10 +174,11 @@ def measure(
     precision: torch.autocast,
     device: torch.device | str = "cpu",
     total: int | None = None,
+    seen: Seen | None = None,
 ) -> list[ImageScores]:
     """Scores of every method on every image, one image in memory at a time; the methods run under `precision`.
 
-    total: number of images, for the progress bar where `images` has no length.
+    total: number of images, for the progress bar where `images` has no length. seen: is shown every output.
     """
     scores = []
     for image in tqdm(images, unit="image", total=total):
@@ -183,7 +187,10 @@ def measure(
             with torch.inference_mode(), precision:
                 sr = method(lr, hr)
             with torch.inference_mode():
-                values = _values(as_written(sr).cpu(), as_written(hr).cpu(), metrics)
+                written = as_written(sr).cpu()
+                values = _values(written, as_written(hr).cpu(), metrics)
+            if seen is not None:
+                seen(image, name, written[0])
             scores.append(ImageScores(image.name, image.group, name, values))
     return scores
 

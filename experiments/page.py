@@ -15,11 +15,12 @@ from PIL import Image
 
 from datamodules.files import target_of, write_whole
 from experiments.histogram import Histogram
+from experiments.page_slider import SLIDER_SCRIPT, SLIDER_STYLE, Slider
 from experiments.page_style import STYLE
 
 PICTURES = "pictures"
 INDEX = "index.html"
-PICTURE_NAME = re.compile(r"[0-9a-f]{16}\.jpg")
+PICTURE_NAME = re.compile(r"[0-9a-f]{16}\.(jpg|png)")
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,19 @@ class Page:
         self.title = title
         self._blocks: list[Markup] = []
         self._pictures: set[str] = set()
+        self._sliders = False
 
     def heading(self, text: str, anchor: str = "", level: int = 2) -> None:
-        """A heading, level 2 or 3; the text below it can be linked to by `#anchor`."""
+        """A heading, level 2 to 4; the text below it can be linked to by `#anchor`."""
         self._add('<h{1} id="{2}">{0}</h{1}>' if anchor else "<h{1}>{0}</h{1}>", text, level, anchor)
 
     def paragraph(self, text: str) -> None:
         """Plain text."""
         self._add("<p>{}</p>", text)
+
+    def items(self, sentences: Sequence[str]) -> None:
+        """A list of sentences."""
+        self._add('<ul class="items">{}</ul>', _joined("<li>{}</li>", [(sentence,) for sentence in sentences]))
 
     def links(self, anchors: Mapping[str, str]) -> None:
         """Links to anchors of the page, by their text."""
@@ -94,11 +100,13 @@ class Page:
         """Key figures in large type, each by its name."""
         self._add('<dl class="facts">{}</dl>', _joined("<div><dt>{}</dt><dd>{}</dd></div>", facts.items()))
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table of text."""
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = False) -> None:
+        """A table of text; with `numbers` all columns but the first are."""
         head = _joined("<th>{}</th>", [(cell,) for cell in header])
         body = _joined("<tr>{}</tr>", [(_joined("<td>{}</td>", [(cell,) for cell in row]),) for row in rows])
-        self._add('<div class="scroll"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>', head, body)
+        kind = Markup(' class="numbers"') if numbers else Markup("")
+        table = '<div class="scroll"><table{}><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
+        self._add(table, kind, head, body)
 
     def shares(self, bars: Sequence[Bar]) -> None:
         """One bar divided by the counts, with a legend."""
@@ -135,18 +143,50 @@ class Page:
         figure = '<figure><div class="row">{}</div><figcaption><b>{}</b>{}</figcaption></figure>'
         self._add('<div class="grid {}">{}</div>', "wide" if wide else "", _joined(figure, figures))
 
+    def strip(self, pictures: Sequence[Picture]) -> None:
+        """Pictures of equal width in a row, which goes on below where the window ends."""
+        self._add('<div class="strip">{}</div>', _joined("<figure>{}</figure>", [(each.html(),) for each in pictures]))
+
+    def figures(self, pictures: Sequence[Picture]) -> None:
+        """Drawings with text in them, as large as they are."""
+        self._add('<div class="figures">{}</div>', _joined("{}", [(each.html(),) for each in pictures]))
+
+    def slider(self, pictures: Mapping[str, Picture], left: str, right: str) -> None:
+        """Two of some pictures of equal size, by name, on top of each other with a divide to drag."""
+        self._add("{}", Slider({name: picture.html() for name, picture in pictures.items()}, left, right).html())
+        self._sliders = True
+
     def picture(
         self, image: Image.Image, alt: str, quality: int = 80, label: str = "", full_size: bool = False
     ) -> Picture:
         """Write an image as JPEG; the same one twice is one file. Threads may call it at the same time."""
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "JPEG", quality=quality, subsampling=0 if full_size else -1)
-        name = f"{hashlib.blake2b(buffer.getvalue(), digest_size=8).hexdigest()}.jpg"
+        return Picture(self._kept(buffer.getvalue(), "jpg"), image.width, image.height, alt, label, full_size)
+
+    def lossless(self, image: Image.Image, alt: str, label: str = "") -> Picture:
+        """Write an image as PNG, as `picture` does."""
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return Picture(self._kept(buffer.getvalue(), "png"), image.width, image.height, alt, label)
+
+    def file(self, path: Path, alt: str, label: str = "") -> Picture:
+        """Copy a PNG as it is; a placeholder where it cannot be read."""
+        try:
+            with Image.open(path, formats=["PNG"]) as image:
+                image.load()
+                return Picture(self._kept(path.read_bytes(), "png"), image.width, image.height, alt, label)
+        except (OSError, SyntaxError):  # Pillow's own words for a damaged PNG
+            return Picture("", 0, 0, alt, label)
+
+    def _kept(self, data: bytes, suffix: str) -> str:
+        """The link of a picture's file, which is written unless it is there."""
+        name = f"{hashlib.blake2b(data, digest_size=8).hexdigest()}.{suffix}"
         if name not in self._pictures:
             (self.folder / PICTURES).mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / PICTURES / name, buffer.getvalue())
+            write_whole(self.folder / PICTURES / name, data)
             self._pictures.add(name)
-        return Picture(f"{PICTURES}/{name}", image.width, image.height, alt, label, full_size)
+        return f"{PICTURES}/{name}"
 
     def write(self) -> Path:
         """Put index.html in place, remove what an earlier page or a killed process left, and give index.html's path."""
@@ -164,12 +204,14 @@ class Page:
 
     def html(self) -> Markup:
         """The whole page."""
+        style = STYLE + SLIDER_STYLE if self._sliders else STYLE
+        script = Markup("\n<script>{}</script>").format(Markup(SLIDER_SCRIPT)) if self._sliders else Markup("")
         return Markup(
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             "<title>{0}</title>\n<style>{1}</style>\n</head>\n<body>\n<main>\n<h1>{0}</h1>\n{2}\n"
-            "</main>\n</body>\n</html>\n"
-        ).format(self.title, Markup(STYLE), Markup("\n").join(self._blocks))
+            "</main>{3}\n</body>\n</html>\n"
+        ).format(self.title, Markup(style), Markup("\n").join(self._blocks), script)
 
     def _add(self, template: str, *values: object) -> None:
         self._blocks.append(Markup(template).format(*values))

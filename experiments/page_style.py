@@ -12,7 +12,9 @@ main { max-width: 1320px; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 1rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.3rem; line-height: 1.3; margin: 3rem 0 .4rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1.05rem; line-height: 1.3; margin: 2rem 0 .3rem; }
+h4 { font-size: .95rem; font-weight: 500; line-height: 1.3; margin: 1rem 0 .3rem; }
 p { margin: 0 0 1rem; max-width: 75ch; color: var(--soft); }
+.items { margin: .4rem 0 1rem; padding-left: 1.2rem; } .items li { max-width: 75ch; margin-bottom: .3rem; }
 a { color: var(--link); }
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; margin: 0 0 1.2rem; }
 .facts { display: flex; flex-wrap: wrap; gap: .6rem 2.6rem; margin: 0 0 1.2rem; }
@@ -34,6 +36,12 @@ table { border-collapse: collapse; font-size: .92rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem 1.2rem .35rem 0; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; unicode-bidi: isolate; }
 th { color: var(--soft); font-weight: 500; }
+table.numbers { margin: 0 0 1.2rem; }
+.numbers tr > :first-child { position: sticky; left: 0; min-width: 6.5rem; background: var(--page); }
+.numbers th:not(:first-child), .numbers td:not(:first-child) { padding: .35rem 0 .35rem 1.4rem; text-align: right;
+  font-variant-numeric: tabular-nums; white-space: nowrap; }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem; margin: 0 0 1.2rem; }
+.figures img { display: block; max-width: 100%; height: auto; border-radius: 6px; }
 .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 230px), 1fr)); }
 .grid.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 590px), 1fr)); }
 .grid.histograms { grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); }
@@ -43,6 +51,12 @@ figure .row > * { flex: 1 1 240px; min-width: 0; }
 figure img { display: block; width: 100%; height: auto; aspect-ratio: 3 / 2; object-fit: contain; border-radius: 4px; }
 figure img.full, .row > span:has(img.full) { flex: 0 0 auto; width: auto; max-width: 100%; aspect-ratio: auto; }
 .row small { display: block; color: var(--soft); font-size: .82rem; overflow-wrap: anywhere; unicode-bidi: isolate; }
+.strip { display: grid; gap: .8rem 2rem; grid-template-columns: repeat(auto-fill, min(100%, 288px));
+  margin: .4rem 0 1rem; }
+.strip figure { padding: 0; border: 0; background: none; }
+.strip figure img { aspect-ratio: auto; }
+.strip small, .strip figcaption { display: block; margin-top: .2rem; color: var(--soft); font-size: .86rem;
+  line-height: 1.35; overflow-wrap: anywhere; unicode-bidi: isolate; }
 .missing { display: grid; place-items: center; min-height: 120px; padding: .5rem; border: 1px dashed var(--soft);
   border-radius: 4px; color: var(--soft); font-size: .85rem; text-align: center; overflow-wrap: anywhere; }
 figcaption { margin-top: .5rem; font-size: .86rem; line-height: 1.4; }
@@ -53,6 +67,7 @@ svg text { fill: var(--soft); } svg .kept { fill: var(--kept); } svg .dropped { 
 svg .axis { stroke: var(--soft); } svg .bound { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 4 3; }
 svg .note { fill: var(--ink); }
 @media (max-width: 620px) { main { padding: 1rem .9rem 3rem; } figure { padding: .5rem; }
+  .strip { gap: .6rem; grid-template-columns: 1fr 1fr; }
   .grid { gap: .6rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 150px), 1fr)); }
   figure .row > * { flex-basis: 140px; }
   .bars li { grid-template-columns: 1fr auto; margin-bottom: .35rem; }

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from datamodules.benchmarks import BenchmarkImage
-from datamodules.sources import BUNDLED
+from datamodules.benchmarks import EMBEDDED, BenchmarkImage
 from experiments.build import perceptual_name
 from experiments.checkpoints import run_of
 from experiments.inference import machine_name
@@ -90,7 +89,7 @@ def default_folder(checkpoint: str, data: str, fingerprint: str) -> Path:
     """
     run = run_of(checkpoint)
     base = Path("runs", "evaluate", Path(checkpoint).stem) if run is None else run / "evaluate"
-    folder = base / (data if data == BUNDLED else Path(data).resolve().name)
+    folder = base / (data if data in EMBEDDED else Path(data).resolve().name)
     if _differs(folder, "data_fingerprint", fingerprint):
         folder = folder.with_name(f"{folder.name}-{fingerprint}")
     digest = sha256(checkpoint)

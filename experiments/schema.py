@@ -20,8 +20,7 @@ class DataOptions:
     sample: str = "crop"
     """What a training sample is: crop, or whole for whole images, shrunk into buckets of like shapes (patch-free)."""
     crop: int = 256
-    """Side of the square HR training crops in px, of whole images the least shorter side; a multiple of the model's
-    size unit."""
+    """Side in px of square HR training crops, of whole images the least shorter one; a multiple of the size unit."""
     crop_preference: str = "uniform"
     """Where crops are taken: uniform, or the most detailed or the flattest of crop_candidates places."""
     crop_candidates: int = 4
@@ -51,8 +50,7 @@ class DataOptions:
     val_batch_size: int = 1
     """Validation crops per batch and rank."""
     degradation: str = "omgsr"
-    """Preset that makes lr from hr: real_esrgan, omgsr (milder), bicubic (MATLAB's rule), ntire (that, then JPEG of
-    quality 90) or none (scale 1)."""
+    """Preset that makes lr: real_esrgan, omgsr (milder), bicubic (MATLAB's), ntire (+ JPEG 90) or none (scale 1)."""
 
 
 @dataclass
@@ -321,6 +319,16 @@ class TrainerOptions:
 
 
 @dataclass
+class TableOptions:
+    labels: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Names of the run in TensorBoard's HParams table, such as its arm; a study sets them."""
+    columns: list[str] = field(default_factory=list)
+    """Options that stand beside the labels there; without labels all options do."""
+    metrics: list[str] = field(default_factory=list)
+    """Tags that are measured after the training and fill the row, too; a study sets them."""
+
+
+@dataclass
 class Experiment:
     system: str = MISSING
     """one_step_flux, latent_flow, autoencoder, f16_decoder or real_time_cnn."""
@@ -338,6 +346,7 @@ class Experiment:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     ema: EmaOptions = field(default_factory=EmaOptions)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    table: TableOptions = field(default_factory=TableOptions)
 
 
 @dataclass

@@ -1,195 +1,173 @@
-"""Train every arm of a study with every seed and compare them: `python -m experiments.study l_hf` (make study STUDY=).
+"""Run a study: `python -m experiments.study artifact` (make study STUDY=, make sweep STUDY=).
 
-A study is a YAML file of `StudyOptions` below experiments/studies/. Each run is a process of its own; runs that are
-finished are kept, runs that were interrupted are resumed, so the same command goes on where it was stopped.
+Every arm with every seed, or the trials of a search, are queued in an Optuna storage, from which the workers of this
+command, and of the same command on other machines, take them. What is finished is kept and what was interrupted is
+resumed, so the same command goes on where it was stopped.
 """
 
 import argparse
-import hashlib
-import os
-import shlex
-import shutil
-import subprocess
+import multiprocessing
+import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import torch
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from tqdm import tqdm
-from yaml import YAMLError
+from omegaconf import OmegaConf
 
-from datamodules.cores import usable_cores
-from datamodules.files import locked
+from datamodules.files import write_whole
 from experiments.command_line import EXIT_PARTIAL, quiet, user_errors
-from experiments.options import FOLDER, OptionError, load_options, to_yaml
+from experiments.compare import MARKDOWN, OPTIONS, compare_states
+from experiments.options import OptionError
 from experiments.protocol import JSON
-from experiments.study_report import read_results, report
+from experiments.study_checks import check_study
+from experiments.study_options import StudyOptions, Trial, arm_trials, default_folder, named_tests, read_study
+from experiments.study_plan import best_of, best_trial, ended, expectation, summary
+from experiments.study_store import State, Store
+from experiments.study_worker import Work, end_once, work
 
-STUDIES = FOLDER / "studies"
-ROOT = FOLDER.parent
-
-
-@dataclass
-class StudyOptions:
-    """The keys of a study's file."""
-
-    base: str = MISSING
-    """Experiment that all arms start from, as EXP= takes it."""
-    overrides: list[str] = field(default_factory=list)
-    """Overrides for all arms."""
-    arms: dict[str, list[str]] = MISSING
-    """Overrides of each arm by its name; the first arm is the baseline that the others are compared with."""
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
-    """Seeds, the same in every arm, so that arms are compared seed by seed."""
-    data: list[str] = field(default_factory=lambda: ["bundled"])
-    """Test sets as DATA= of `make evaluate` takes them."""
-    method: str = MISSING
-    """Row of the evaluation's table that the arms are compared by."""
-    metrics: list[str] = field(default_factory=lambda: ["psnr_y", "ssim_y", "perceptual"])
-    """Metrics of that row, by their names in results.json."""
+MOST_DEATHS = 3
+"""Workers in a row that may die without a trial ending in between."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One run of a study."""
-
-    arm: str
-    seed: int
-    folder: Path
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoints" / "last.ckpt"
-
-    @property
-    def log(self) -> Path:
-        """Output of the trial's processes."""
-        return self.folder.with_name(f"{self.folder.name}.log")
-
-    def results(self, data: str) -> Path:
-        """Where the evaluation on a test set goes; sets of the same name in different places have a place each."""
-        place = hashlib.blake2b(str(Path(data).resolve()).encode(), digest_size=4).hexdigest()
-        return self.folder / "study" / (data if data == "bundled" else f"{Path(data).name}-{place}")
+def prepared(given: argparse.Namespace) -> tuple[str, StudyOptions, Path]:
+    """A study's name, its options as this command wants them, and its folder; OptionError or ValueError."""
+    name, options = read_study(given.study)
+    options.overrides += given.overrides
+    options.seeds = given.seeds or options.seeds
+    if given.data:
+        options.tests = named_tests(given.data)
+    if given.sweep and not options.search.space:
+        raise OptionError(f"STUDY={given.study} has no search.space: run it with make study")
+    if given.workers < 1:
+        raise ValueError(f"WORKERS={given.workers}: expected 1 or more")
+    check_study(f"STUDY={given.study}", options, given.tiny)
+    return name, options, given.runs or default_folder(name, given.tiny)
 
 
-def read_study(study: str) -> tuple[str, StudyOptions]:
-    """A study's name and options; OptionError says what is wrong with STUDY= or with the file."""
-    path = next((p for p in (STUDIES / f"{study}.yaml", Path(study)) if p.suffix == ".yaml" and p.is_file()), None)
-    if path is None:
-        known = ", ".join(sorted(p.stem for p in STUDIES.glob("*.yaml")))
-        raise OptionError(f"STUDY={study}: no such study; found {known}, or give a .yaml file")
+def run_study(job: Work, retry: bool) -> tuple[str, list[State]]:
+    """Run what is missing of a study and compare; the comparison as text, and the trials' last states."""
+    job.runs.mkdir(parents=True, exist_ok=True)
+    write_whole(job.runs / OPTIONS, OmegaConf.to_yaml(OmegaConf.structured(job.options)).encode())
+    store = job.open_store()
     try:
-        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyOptions), OmegaConf.load(path)))
-    except (OmegaConfBaseException, YAMLError, TypeError) as error:
-        raise OptionError(f"{path}: {' '.join(str(error).split())}") from error
-    if not isinstance(options, StudyOptions) or len(options.arms) < 2:
-        raise OptionError(f"{path}: expected at least two arms")
-    if not options.seeds or len(set(options.seeds)) < len(options.seeds):
-        raise OptionError(f"{path}: seeds={options.seeds}: expected at least one seed, each once")
-    for key in ("data", "metrics"):
-        if not getattr(options, key):
-            raise OptionError(f"{path}: {key} is empty; expected at least one entry")
-    for arm in options.arms:
-        try:
-            load_options(options.base, [*options.overrides, *options.arms[arm]])
-        except OptionError as error:
-            raise OptionError(f"{path}, arm {arm}: {error}") from error
-    return path.stem, options
+        if job.options.arms:
+            store.enqueue(arm_trials(job.options, job.runs), lambda trial: is_done(job.options, trial), retry)
+        elif retry:
+            store.retry_search()
+        print(expectation(job.name, job.options, store.states(), job.runs, job.workers, job.tiny), flush=True)
+        supervise(job, store)
+        states = store.states()
+    finally:
+        store.close()
+    return result(job, states), states
 
 
-def trials_of(options: StudyOptions, runs: Path) -> list[Trial]:
-    """All runs, seed by seed, so that an interrupted study has whole comparisons."""
-    return [Trial(arm, seed, runs / arm / f"seed{seed}") for seed in options.seeds for arm in options.arms]
+def is_done(study: StudyOptions, trial: Trial) -> bool:
+    """Whether everything that a finished trial leaves is there."""
+    there = [(trial.results(name, test) / JSON).is_file() for name, test in study.tests.items()]
+    return trial.checkpoint.is_file() and all(there)
 
 
-def run_trial(options: StudyOptions, trial: Trial, tiny: bool, threads: int) -> str:
-    """Train a trial as far as it is not yet, and evaluate it; its error in one line, or nothing."""
-    overrides = [*options.overrides, *options.arms[trial.arm], f"seed={trial.seed}"]
-    overrides += [f"runs={trial.folder.parent}", f"name={trial.folder.name}"]
-    wanted, found = load_options(options.base, overrides, tiny), trial.folder / "options.yaml"
-    if found.exists() and found.read_text() != to_yaml(wanted):
-        return f"{trial.folder} holds a run of other options: give another folder with OUT=, or remove it"
-    if steps_done(trial.checkpoint) < wanted.trainer.steps:
-        if trial.checkpoint.is_file():
-            module = ["experiments.train", "--resume", str(trial.checkpoint)]
-        else:
-            shutil.rmtree(trial.folder, ignore_errors=True)  # a run that was stopped before its first checkpoint
-            module = ["experiments.train", options.base, *overrides, *(["--tiny"] if tiny else [])]
-        if error := run_logged(module, trial, threads):
-            return error
-    if steps_done(trial.checkpoint) < wanted.trainer.steps:
-        return f"{trial.arm}, seed {trial.seed}: training was stopped before its last step (see {trial.log})"
-    for data in options.data:
-        out = trial.results(data)
-        module = ["experiments.evaluate", str(trial.checkpoint), data, "--out", str(out)]
-        if not (out / JSON).is_file() and (error := run_logged(module, trial, threads)):
-            return error
-    return ""
+def supervise(job: Work, store: Store) -> None:
+    """Keep the workers at it until nothing is left to take; they end when this process does."""
+    context = multiprocessing.get_context("spawn")
 
+    def start(index: int) -> BaseProcess:
+        process = context.Process(target=work, args=(job, index))
+        process.start()
+        return process
 
-def steps_done(checkpoint: Path) -> int:
-    """Optimiser steps of a checkpoint, 0 where there is none; -1 for one that cannot be read: the training says why."""
-    if not checkpoint.is_file():
-        return 0
+    workers = {index: start(index) for index in range(job.workers)}
+    before, deaths = {s.number for s in store.states() if s.state not in ("waiting", "running")}, 0
     try:
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    except Exception:  # whatever torch finds wrong with it
-        return -1
+        while workers:
+            connection.wait([process.sentinel for process in workers.values()], 2.0)
+            now = [s for s in store.states() if s.state not in ("waiting", "running") and s.number not in before]
+            for state in now:
+                before.add(state.number)
+                deaths = 0
+                print(
+                    ended(state, sum(s.state not in ("waiting", "running") for s in store.states()), total(job)),
+                    flush=True,
+                )
+            for index, process in [(i, p) for i, p in workers.items() if not p.is_alive()]:
+                del workers[index]
+                if process.exitcode:
+                    deaths += 1
+                    print(f"worker {index} ended with {process.exitcode}; another one takes over", flush=True)
+                    if deaths <= MOST_DEATHS:
+                        workers[index] = start(index)
+    finally:
+        end(list(workers.values()))
 
 
-def run_logged(module: list[str], trial: Trial, threads: int) -> str:
-    """Run a module of this project with its arguments, its output in the trial's log; its error in one line."""
-    trial.log.parent.mkdir(parents=True, exist_ok=True)
-    search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": os.pathsep.join(search)}
-    with trial.log.open("a") as file:
-        print(f"$ {shlex.join(['python', '-m', *module])}", file=file, flush=True)
-        ended = subprocess.run([sys.executable, "-m", *module], env=environment, stdout=file, stderr=file, check=False)
-    if not ended.returncode:
-        return ""
-    last = next((line for line in reversed(trial.log.read_text().splitlines()) if line.strip()), "")
-    return f"{trial.arm}, seed {trial.seed}: {module[0]} ended with {ended.returncode}: {last} (see {trial.log})"
+def end(workers: list[BaseProcess]) -> None:
+    """Let workers end their trials, which they put back, and wait for them."""
+    for process in workers:
+        process.terminate()
+    for process in workers:
+        process.join()
 
 
-def run_study(study: str, runs: Path | None, workers: int, data: list[str], tiny: bool) -> tuple[str, list[str]]:
-    """Run what is missing of a study and write <runs>/study.md; its report, and the errors of failed runs."""
-    name, options = read_study(study)
-    options.data = data or options.data
-    folder = runs or Path("runs") / "studies" / f"{name}{'-tiny' if tiny else ''}"
-    trials = trials_of(options, folder)
-    threads = max(1, usable_cores() // workers)
-    print(
-        f"{len(options.arms)} arms x {len(options.seeds)} seeds = {len(trials)} runs in {folder}, {workers} at a time"
-    )
-    with locked(folder, "study"), ThreadPoolExecutor(workers) as pool:
-        outcomes = pool.map(lambda trial: run_trial(options, trial, tiny, threads), trials)
-        errors = [error for error in tqdm(outcomes, total=len(trials), unit="run") if error]
-        found = {data: read_results({(t.arm, t.seed): t.results(data) for t in trials}) for data in options.data}
-        text = report(name, options.base, options.arms, options.method, options.metrics, found, errors)
-        partial = folder / ".study.md.part"
-        partial.write_text(text)
-        os.replace(partial, folder / "study.md")
-    return text, errors
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Say in one sentence what an interruption leaves."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoints", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+def total(job: Work) -> int:
+    return len(job.options.arms) * len(job.options.seeds) or job.options.budget.trials
+
+
+def result(job: Work, states: list[State]) -> str:
+    """What a study has come to, as far as it is."""
+    text, _ = compare_states(job, states)
+    lines = [text, f"Trials: {summary(states)}."]
+    if any(s.state in ("running", "waiting") for s in states):
+        lines.append("The others are not finished: the same command goes on, `make compare` shows what there is.")
+    failed = [state for state in states if state.state == "failed"]
+    lines += [f"Failed: {state.arm}, seed {state.seed}: {state.reason}" for state in failed]
+    lines += ["RETRY=1 runs the failed ones again."] if failed else []
+    if job.options.search.space and (best := best_of(job.options, states)):
+        lines.append(best_trial(job.options, best, job.tiny))
+    return "\n\n".join(lines)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Run the arms of a study with every seed, or a search.")
+    parser.add_argument("study", help="name below experiments/studies/ or a YAML file (STUDY=)")
+    parser.add_argument("overrides", nargs="*", default=[], help="key=value ... for all runs (SET=)")
+    parser.add_argument("--data", nargs="*", default=[], help="test sets in place of the study's own (DATA=)")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[], help="seeds in place of the study's own (SEEDS=)")
+    parser.add_argument("--runs", type=Path, help="folder for the runs; runs/studies/<study> unless given (OUT=)")
+    parser.add_argument("--storage", default="", help="Optuna storage; a journal file in OUT unless given (STORAGE=)")
+    parser.add_argument("--workers", type=int, default=1, help="runs at the same time on this machine (WORKERS=)")
+    parser.add_argument("--retry", action="store_true", help="run failed trials again (RETRY=1)")
+    parser.add_argument("--tiny", action="store_true", help="shrink every run to seconds (TINY=1)")
+    parser.add_argument("--sweep", action="store_true", help="expect a search (make sweep)")
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the arms of a study and compare them.")
-    parser.add_argument("study", help="name below experiments/studies/ or a YAML file (STUDY=)")
-    parser.add_argument("data", nargs="*", default=[], help="test sets in place of the study's own (DATA=)")
-    parser.add_argument("--runs", type=Path, help="folder for the runs; runs/studies/<study> unless given (OUT=)")
-    parser.add_argument("--workers", type=int, default=1, help="runs at the same time (WORKERS=)")
-    parser.add_argument("--tiny", action="store_true", help="shrink every run to seconds (TINY=1)")
-    given = parser.parse_args()
+    given = arguments()
     quiet()
-    with user_errors():
-        if given.workers < 1:
-            raise ValueError(f"WORKERS={given.workers}: expected 1 or more")
-        text, errors = run_study(given.study, given.runs, given.workers, given.data, given.tiny)
-    print(text)
-    raise SystemExit(EXIT_PARTIAL if errors else 0)
+    signal.signal(signal.SIGTERM, end_once)
+    with user_errors(), interruptible():
+        name, options, runs = prepared(given)
+        hours = options.budget.hours
+        deadline = time.time() + hours * 3600 if hours else float("inf")
+        job = Work(name, options, runs, given.storage, given.tiny, given.workers, deadline)
+        text, states = run_study(job, given.retry)
+    print(f"{text}\n\n{runs / MARKDOWN}\n{runs / 'report' / 'index.html'}")
+    raise SystemExit(EXIT_PARTIAL if any(state.state in ("failed", "waiting") for state in states) else 0)
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def build_callbacks(options: Experiment, folder: Path) -> list[Callback]:
     callbacks: list[Callback] = [
         TQDMProgressBar(refresh_rate=1 if sys.stderr.isatty() else options.trainer.log_every),
         Throughput(),
-        LogHyperparameters(asdict(options), [f"val/{name}" for name in metric_names(options)]),
+        hparams_row(options),
         SaveOptions(to_yaml(options), folder),
         ModelCheckpoint(folder / "checkpoints", "last", every_n_train_steps=every, enable_version_counter=False),
     ]
@@ -189,6 +189,14 @@ def build_callbacks(options: Experiment, folder: Path) -> list[Callback]:
         largest = options.data.val_crop
         callbacks += [ImagePanel(max_images=panel, largest=largest), Spectrum(max_images=panel, largest=largest)]
     return callbacks
+
+
+def hparams_row(options: Experiment) -> LogHyperparameters:
+    """The run's row of TensorBoard's HParams table: all options but those that say what the table shows."""
+    values, table = asdict(options), options.table
+    del values["table"]
+    measured = [f"val/{name}" for name in metric_names(options)]
+    return LogHyperparameters(values, measured, table.labels, table.columns, table.metrics)
 
 
 def save_products(system: SuperResolution, folder: Path) -> None:

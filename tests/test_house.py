@@ -22,6 +22,7 @@ TEXTS = sorted(
         *ROOT.glob("*.md"),
         *(ROOT / "docs").rglob("*.md"),
         *(ROOT / "experiments").rglob("*.yaml"),
+        *(ROOT / "experiments").rglob("*.sbatch"),
         *(ROOT / name for name in ("Makefile", "setup.cfg", "pyproject.toml", "requirements.lock", ".ci/run")),
     ]
     if path.is_file()
@@ -55,6 +56,9 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
         "RUNS",
         "PORT",
         "STUDY",
+        "STORAGE",
+        "SEEDS",
+        "RETRY",
         "WORKERS",
         "FORMAT",
         "HALF",

@@ -11,6 +11,7 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import backend_context, get_experiment, list_session_groups, metadata
 from tensorboard.plugins.hparams.api_pb2 import GetExperimentRequest, ListSessionGroupsRequest, Status
+from torch.utils.tensorboard import SummaryWriter
 
 from callbacks.hparams import LogHyperparameters, flatten, has_row
 
@@ -83,6 +84,31 @@ def test_scalars_are_not_touched(student, data, trainer_with, tmp_path):
 def test_a_metric_that_nothing_logs_is_named(student, data, trainer_with):
     with pytest.warns(UserWarning, match=r"\['val/lpips'\].*val/psnr"):
         trainer_with(LogHyperparameters(OPTIONS, ["val/psnr", "val/lpips"])).fit(student, data)
+
+
+def test_labels_and_columns_are_the_row_and_a_final_tag_is_filled_later(student, data, trainer_with, tmp_path, recwarn):
+    labels, final = {"arm": "rfr", "run": 3}, ["final/b", "final/a"]
+    trainer = trainer_with(LogHyperparameters(OPTIONS, ["val/psnr"], labels, ["student.theta", "preset"], final))
+    trainer.fit(student, data)
+    assert not [warning for warning in recwarn if "HParams metrics" in str(warning.message)]
+    with SummaryWriter(trainer.logger.log_dir, filename_suffix=".final") as later:
+        later.add_scalar("final/a", 0.25, 10)
+    experiment, (row,) = hparams_tab(tmp_path)
+    assert [info.name for info in experiment.hparam_infos] == ["arm", "run", "preset", "student.theta"], "labels first"
+    assert row.hparams["arm"].string_value == "rfr"
+    assert row.hparams["run"].number_value == 3
+    assert row.hparams["student.theta"].number_value == 100
+    assert [info.name.tag for info in experiment.metric_infos] == ["final/b", "final/a", "val/psnr"]
+    values = {value.name.tag: value.value for value in row.metric_values}
+    assert values.keys() == {"final/a", "val/psnr"}
+    assert values["final/a"] == 0.25
+    text = EventAccumulator(str(tmp_path / "run")).Reload().Tensors("options/text_summary")[0]
+    assert b"student.axes=[16, 56]" in text.tensor_proto.string_val[0]
+
+
+def test_a_column_that_is_no_option_is_an_error():
+    with pytest.raises(ValueError, match=r"table.columns: student.thta is no option"):
+        LogHyperparameters(OPTIONS, ["val/psnr"], {"arm": "a"}, ["student.thta"])
 
 
 @pytest.mark.parametrize("metrics", [[], "val/psnr"])

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 from datamodules.benchmarks import open_benchmark
 from datamodules.image_io import write_image
+from datamodules.synthetic import TRAIN_PHOTOGRAPHS
 
 
 def degrade(hr, generators):
@@ -69,6 +70,19 @@ def test_embedded_benchmark_has_photographs_and_flat_images():
     assert all(i.hr.shape[1] == 4 * i.lr.shape[1] and i.hr.shape[2] == 4 * i.lr.shape[2] for i in images)
     other_seed = open_benchmark("bundled", 4, degrade, seed=1).load(5)
     assert torch.equal(other_seed.hr, images[5].hr)
+
+
+def test_large_embedded_benchmark_is_held_out_and_the_same_at_every_call():
+    benchmark = open_benchmark("bundled_large", 4, degrade)
+    assert benchmark.names == ["retina", "sky", "water", "lawn"]
+    assert not {f"{name}.{end}" for name in benchmark.names for end in ("png", "jpg")} & set(TRAIN_PHOTOGRAPHS)
+    images = list(benchmark)
+    assert [image.group for image in images] == ["photo"] + ["flat"] * 3
+    assert [tuple(image.hr.shape) for image in images] == [(3, 1408, 1408), *[(3, 1024, 1024)] * 3]
+    again = [open_benchmark("bundled_large", 4, degrade, seed=seed, crop=256).load(2) for seed in (0, 0, 1)]
+    assert torch.equal(again[0].lr, again[1].lr)
+    assert torch.equal(again[0].hr, again[2].hr)
+    assert torch.equal(again[0].hr, images[2].hr[:, 384:640, 384:640])
 
 
 def test_missing_empty_and_too_small(tmp_path):

@@ -10,7 +10,8 @@ def keys_of(node: DictConfig, prefix: str = "") -> set[str]:
     keys: set[str] = set()
     for name in node:
         child = None if OmegaConf.is_missing(node, name) else node[name]
-        keys |= keys_of(child, f"{prefix}{name}.") if isinstance(child, DictConfig) else {f"{prefix}{name}"}
+        section = isinstance(child, DictConfig) and OmegaConf.get_type(child) is not dict
+        keys |= keys_of(child, f"{prefix}{name}.") if section else {f"{prefix}{name}"}
     return keys
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import schema
-from experiments.checks import RULES, SYSTEM_RULES, OptionError
+from experiments.checks import RULES, SYSTEM_RULES, OptionError, period_of, pitch_of
 from experiments.options import from_yaml, load_options, shipped_experiments, to_yaml
 from experiments.schema import SYSTEMS, OneStepFlux
 from experiments.train import main
@@ -340,3 +340,10 @@ def test_impossible_networks_for_real_time_are_named(overrides, message):
     with pytest.raises(OptionError) as raised:
         load_options("rt4ksr/s_x2_mini", overrides)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(("experiment", "pitch"), [("f16_vae/small", 32), ("rt4ksr/s_x2_mini", 4)])
+def test_a_period_of_its_own_moves_the_loss_and_no_metric(experiment, pitch):
+    plain, own = (load_options(experiment, overrides) for overrides in ([], ["losses.periodicity.period=64"]))
+    assert (period_of(plain), pitch_of(plain)) == (pitch, pitch)
+    assert (period_of(own), pitch_of(own)) == (64, pitch)

@@ -52,13 +52,19 @@ def full_page(folder, seed=0, text=PLAIN):
     page.links({text: "there"})
     page.heading(text, "there")
     page.paragraph(text)
+    page.items([text, "b"])
     page.table([text, "b"], [[text, "1"], ["c", "2"]])
+    page.table([text, "b"], [[text, "1"]], numbers=True)
     page.shares([Bar("kept", 3, "kept"), Bar(text, 1)])
     page.bars([Bar(text, 3, link="there"), Bar("none", 0)], 6)
     page.histograms([Histogram(text, np.arange(9.0), np.arange(3.0), 4.0, text)])
     small = page.picture(noise(seed), text)
     page.cards([Card([small, page.picture(noise(seed + 1), text, 92, text, True)], text, [text, ""])])
     page.cards([Card([Picture("", 0, 0, text)], text)])
+    exact = page.lossless(noise(seed + 2), text, text)
+    page.strip([exact])
+    page.figures([exact])
+    page.slider({text: exact, "b": small}, text, "b")
     return page.write()
 
 
@@ -77,7 +83,7 @@ def test_a_page_is_well_formed_and_needs_nothing_from_outside(tmp_path):
     anchors = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     assert {link["href"] for link in page.of("a")} <= {f"#{anchor}" for anchor in anchors}
     assert "//" not in html
-    assert not page.of("script")
+    assert page.of("script") == [{}]
     assert not page.of("link")
 
 
@@ -97,13 +103,14 @@ def test_equal_pages_are_equal_bytes_and_another_replaces_pictures(tmp_path):
     assert first == files_of(tmp_path / "b")
     (tmp_path / "a" / "pictures" / "mine.jpg").write_bytes(b"not ours")
     (tmp_path / "a" / "pictures" / ".0123456789abcdef.jpg.1.part").write_bytes(b"left by a kill")
+    (tmp_path / "a" / "pictures" / "0123456789abcdef.png").write_bytes(b"of an older page")
     (tmp_path / "a" / ".index.html.1.part.0a1b").write_bytes(b"left by a kill")
     full_page(tmp_path / "a", seed=1)
     second = files_of(tmp_path / "a")
     assert second.pop("pictures/mine.jpg") == b"not ours"
     shown = set(re.findall(r'src="([^"]+)"', second["index.html"].decode()))
     assert set(second) == {"index.html", *shown}
-    assert len(shown) == 2
+    assert len(shown) == 3
 
 
 def test_a_page_that_is_not_finished_leaves_the_old_one_whole(tmp_path):
@@ -120,6 +127,33 @@ def test_the_same_picture_is_one_file(tmp_path):
     first, second = page.picture(noise(0), "a"), page.picture(noise(0), "b")
     assert first.link == second.link
     assert len(files_of(tmp_path)) == 1
+
+
+def test_lossless_pictures_and_copied_files_keep_every_value(tmp_path):
+    page = Page(tmp_path / "page", "title")
+    image = noise(0)
+    image.save(tmp_path / "a.png")
+    for picture in (page.lossless(image, "a"), page.file(tmp_path / "a.png", "a")):
+        with Image.open(tmp_path / "page" / picture.link) as kept:
+            np.testing.assert_array_equal(np.asarray(kept), np.asarray(image))
+        assert (picture.width, picture.height) == image.size
+
+
+def test_a_file_that_is_no_picture_becomes_a_placeholder(tmp_path):
+    (tmp_path / "text.png").write_text("text")
+    noise(0).save(tmp_path / "photo.jpg")
+    noise(0).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:3000])
+    page = Page(tmp_path / "page", "title")
+    for name in ("text.png", "photo.jpg", "cut.png", "missing.png", ""):
+        assert page.file(tmp_path / name, "the file") == Picture("", 0, 0, "the file")
+    assert not (tmp_path / "page").exists()
+
+
+def test_a_page_without_a_slider_has_no_script(tmp_path):
+    page = Page(tmp_path, "title")
+    page.strip([page.lossless(noise(0), "a")])
+    assert "script" not in page.html()
 
 
 def test_threads_may_write_the_same_picture_at_the_same_time(tmp_path):

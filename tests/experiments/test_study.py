@@ -1,43 +1,41 @@
-"""Studies: their files, their runs as processes of their own, the report at the end."""
+"""Studies as their users run them: trials in processes of their own, kept, resumed and joined; killed at any moment."""
 
-import fcntl
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 
+import optuna
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules.image_io import write_image
-from experiments.checks import OptionError
-from experiments.options import FOLDER
-from experiments.study import STUDIES, Trial, main, read_study, run_study, steps_done, trials_of
-from experiments.study_report import compared, report
+from experiments.processes import marked
+from experiments.study_options import arm_trials, named_tests, read_study
+from experiments.study_store import open_storage
+from experiments.study_trial import killed_rank, launcher, reason, steps_done
+from experiments.study_worker import share_of_gpus
 
 SMALL = """
 base: rt4ksr/s_x2_mini
-overrides: [trainer.accelerator=cpu, trainer.threads=1, network.blocks=1]
+overrides: [trainer.accelerator=cpu, trainer.threads=1, network.blocks=1, trainer.panel_images=0]
 arms:
   base: []
   branch_off: [network.hf_branch=false]
 seeds: [3]
-data: [{data}]
+tests: {one: {data: {data}}}
 method: rt4ksr
-metrics: [psnr_y]
+metrics: {psnr_y: higher}
 """
 
-
-@pytest.fixture
-def write(tmp_path):
-    def write_study(text):
-        path = tmp_path / "mine.yaml"
-        path.write_text(text)
-        return str(path)
-
-    return write_study
+LONGER = SMALL.replace(
+    "trainer.panel_images=0", "trainer.panel_images=0, trainer.steps={steps}, trainer.checkpoint_every=5"
+)
 
 
 @pytest.fixture
@@ -47,135 +45,278 @@ def photograph(tmp_path):
     return tmp_path / "set"
 
 
-@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_study_is_one(path):
-    name, options = read_study(path.stem)
-    assert name == path.stem
-    assert len(options.seeds) >= 5
-    assert len(trials_of(options, FOLDER)) == len(options.arms) * len(options.seeds)
+@pytest.fixture
+def study(tmp_path, photograph, command_environment):
+    return Command(tmp_path, photograph, command_environment)
 
 
-def test_a_study_is_run_once_and_then_read(write, photograph, tmp_path):
-    study, folder = write(SMALL.format(data=photograph)), tmp_path / "runs"
-    text, errors = run_study(study, folder, workers=2, data=[], tiny=True)
-    assert errors == []
-    assert (folder / "study.md").read_text() == text
-    logs = {path: path.read_text() for path in folder.glob("*/seed3.log")}
-    assert len(logs) == 2
-    assert all("experiments.train" in log and "network.blocks=1" in log for log in logs.values())
-    (base, off) = (_psnr(folder / arm / "seed3") for arm in ("base", "branch_off"))
-    assert f"| base | {base:.4f} |" in text
-    assert f"| branch_off | {off - base:+.4f} ± inf (within the noise) |" in text
+class Command:
+    """`make study` on a file of the test's own."""
 
-    again, _ = run_study(study, folder, workers=1, data=[], tiny=True)
-    assert again == text
-    assert {path: path.read_text() for path in folder.glob("*/seed3.log")} == logs, "nothing was run twice"
+    def __init__(self, folder, data, environment):
+        self.file, self.out, self.data, self.environment = folder / "mine.yaml", folder / "out", data, environment
 
-    (_, other) = run_study(study, folder, workers=1, data=[], tiny=False)
-    assert len(other) == 2
-    assert all("holds a run of other options: give another folder with OUT=" in error for error in other)
+    def write(self, text, **values):
+        for name, value in {"data": self.data, **values}.items():
+            text = text.replace(f"{{{name}}}", str(value))
+        self.file.write_text(text)
+        return self
+
+    def line(self, *arguments):
+        return [
+            sys.executable,
+            "-m",
+            "experiments.study",
+            str(self.file),
+            "--runs",
+            str(self.out),
+            "--tiny",
+            *arguments,
+        ]
+
+    def start(self, *arguments):
+        """In a session of its own, so that a signal can be sent to all of it."""
+        with (self.out.parent / "said.txt").open("a") as said:
+            return subprocess.Popen(
+                self.line(*arguments), env=self.environment, stdout=said, stderr=said, start_new_session=True
+            )
+
+    def run(self, *arguments):
+        return subprocess.run(self.line(*arguments), env=self.environment, capture_output=True, text=True, timeout=280)
+
+    def trials(self):
+        return arm_trials(read_study(str(self.file))[1], self.out)
+
+    def attempts(self):
+        """All that the storage knows, an entry per attempt: arm, seed and how it ended."""
+        storage = open_storage("", self.out)
+        found = optuna.load_study(study_name=self.out.name, storage=storage).trials
+        return [(t.user_attrs["arm"], t.user_attrs["seed"], t.user_attrs.get("ended", t.state.name)) for t in found]
+
+    def psnr(self, trial):
+        (path,) = trial.folder.glob("study/*/results.json")
+        (row,) = [row for row in json.loads(path.read_text())["images"] if row["method"] == "rt4ksr"]
+        return row["values"]["psnr_y"]
+
+    def nothing_is_left(self):
+        return not any(marked(trial.folder) for trial in self.trials())
 
 
-def _psnr(trial):
-    (path,) = trial.glob("study/*/results.json")
-    (row,) = [row for row in json.loads(path.read_text())["images"] if row["method"] == "rt4ksr"]
-    return row["values"]["psnr_y"]
+def wait_for(condition, seconds=120.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
-def test_a_training_that_was_killed_is_resumed(write, photograph, tmp_path, command_environment):
-    text = SMALL.format(data=photograph).replace("network.blocks=1", "trainer.steps=60, trainer.checkpoint_every=5")
-    text = text.replace("trainer.threads=1", "trainer.threads=1, trainer.validate_every=60, trainer.panel_images=0")
-    study, folder = write(text + "\n"), tmp_path / "runs"
-    command = [sys.executable, "-m", "experiments.study", study, "--runs", str(folder), "--tiny"]
-    running = subprocess.Popen(command, env=command_environment, start_new_session=True, stdout=subprocess.DEVNULL)
-    trial = Trial("base", 3, folder / "base" / "seed3")
-    deadline = time.monotonic() + 200
-    while steps_done(trial.checkpoint) < 5 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
-    assert 5 <= steps_done(trial.checkpoint) < 60
-    _, errors = run_study(study, folder, workers=1, data=[], tiny=True)
-    assert errors == []
-    assert steps_done(trial.checkpoint) == 60
+def test_a_study_is_run_once_and_then_read(study):
+    """Its second arm on two devices, by torchrun."""
+    study.write(SMALL.replace("branch_off: [", "branch_off: [trainer.devices=2, "))
+    first = study.run("--workers", "2")
+    assert first.returncode == 0, first.stderr
+    assert "2 arms x 1 seeds = 2 runs of 2 steps, 0 finished, 2 to do, 2 at a time." in first.stdout
+    assert "How long a run takes is not known" in first.stdout
+    trials = study.trials()
+    base, off = (study.psnr(trial) for trial in trials)
+    assert f"{base:.3f}" in first.stdout
+    assert f"{off - base:+.3f}" in first.stdout
+    assert (study.out / "study.md").is_file()
+    assert (study.out / "report" / "index.html").is_file()
+    logs = {trial.log: trial.log.read_text() for trial in trials}
+    assert "torch.distributed.run --standalone --nproc-per-node=2 -m experiments.train" in logs[trials[1].log]
+    assert all(log.count("experiments.train") == log.count("experiments.evaluate") - 1 == 1 for log in logs.values())
+
+    again = study.run()
+    assert again.returncode == 0
+    assert "2 finished, 0 to do" in again.stdout
+    assert "the median of 2 finished here" in again.stdout
+    assert {trial.log: trial.log.read_text() for trial in trials} == logs, "nothing was run twice"
+    assert study.attempts() == [("base", 3, "done"), ("branch_off", 3, "done")]
+    _rows_are_filled(study, trials)
+
+    write_image(
+        study.data.with_name("other") / "b.png", torch.rand(3, 48, 48, generator=torch.Generator().manual_seed(1))
+    )
+    more = study.run("--data", str(study.data), str(study.data.with_name("other")), "--seeds", "3")
+    assert more.returncode == 0, more.stderr
+    assert all(len(list(trial.folder.glob("study/*/results.json"))) >= 2 for trial in trials)
+    assert all(trial.log.read_text().count("-m experiments.train") == 1 for trial in trials), "no training twice"
+
+
+def _rows_are_filled(study, trials):
+    for trial in trials:
+        events = EventAccumulator(str(trial.folder)).Reload()
+        (last,) = events.Scalars("final/one/photo/psnr_y")
+        assert last.value == pytest.approx(study.psnr(trial), rel=1e-5)
+
+
+def test_a_crash_is_recorded_with_its_reason_and_the_others_go_on(study):
+    study.write(SMALL)
+    base, off = study.trials()
+    base.checkpoint.parent.mkdir(parents=True)
+    base.checkpoint.write_text("damaged")
+    ended = study.run()
+    assert ended.returncode == 1
+    assert "base, seed 3: failed" in ended.stdout
+    assert "experiments.train ended with 2: error: RESUME=" in ended.stdout
+    assert "RETRY=1 runs the failed ones again." in ended.stdout
+    assert study.psnr(off)
+    assert study.attempts() == [("base", 3, "failed"), ("branch_off", 3, "done")]
+    base.checkpoint.unlink()
+    retried = study.run("--retry")
+    assert retried.returncode == 0, retried.stdout
+    assert study.attempts()[2:] == [("base", 3, "done")]
+
+
+@pytest.mark.slow
+def test_a_killed_training_is_resumed_and_counted(study):
+    study.write(LONGER, steps=40)
+    running = study.start()
+    trial = study.trials()[0]
+    wait_for(lambda: steps_done(trial.checkpoint) >= 5)
+    (training,) = [p for p in marked(trial.folder) if p.cmdline()[2] == "experiments.train"]
+    training.kill()
+    assert running.wait(timeout=250) == 0
+    assert study.attempts() == [("base", 3, "killed"), ("branch_off", 3, "done"), ("base", 3, "done")]
+    log = trial.log.read_text()
+    assert log.count("--resume") == 1
+    assert "branch_off, seed 3: done" in (study.out.parent / "said.txt").read_text()
+
+
+VICTIMS = ["command", *[pytest.param(victim, marks=pytest.mark.slow) for victim in ("worker", "guard", "terminated")]]
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_nothing_lives_on_and_nothing_is_lost_when_one_of_its_processes_is_killed(study, victim):
+    study.write(LONGER, steps=40)
+    running = study.start()
+    trial = study.trials()[0]
+    wait_for(lambda: steps_done(trial.checkpoint) >= 5)
+    guard = next(p for p in marked(trial.folder) if p.cmdline()[2] == "experiments.guard")
+    if victim == "terminated":
+        running.terminate()
+    else:
+        os.kill({"command": running.pid, "worker": guard.ppid(), "guard": guard.pid}[victim], signal.SIGKILL)
+    if victim in ("command", "terminated"):
+        assert running.wait(timeout=60) != 0
+        wait_for(study.nothing_is_left, 20)
+        assert study.run().returncode == 0
+    else:
+        assert running.wait(timeout=250) == 0
+    assert steps_done(trial.checkpoint) == 40
+    done = [attempt[:2] for attempt in study.attempts() if attempt[2] == "done"]
+    assert sorted(done) == [("base", 3), ("branch_off", 3)]
     assert "--resume" in trial.log.read_text()
-    assert "--resume" not in (folder / "branch_off" / "seed3.log").read_text()
 
 
-def test_a_failed_run_is_reported_and_the_others_go_on(write, photograph, tmp_path, monkeypatch, capsys):
-    study, folder = write(SMALL.format(data=photograph)), tmp_path / "runs"
-    (folder / "base" / "seed3" / "checkpoints").mkdir(parents=True)
-    (folder / "base" / "seed3" / "checkpoints" / "last.ckpt").write_text("damaged")
-    monkeypatch.setattr(sys, "argv", ["study", study, "--runs", str(folder), "--tiny"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    shown = capsys.readouterr().out
-    assert ended.value.code == 1
-    assert "No seed is finished in every arm." in shown
-    assert "Failed: base, seed 3: experiments.train ended with 2: error: RESUME=" in shown
-    assert (folder / "branch_off" / "seed3" / "study").is_dir()
+SEARCH = """
+base: rt4ksr/s_x2_mini
+overrides: [trainer.accelerator=cpu, trainer.threads=1, network.blocks=1, trainer.panel_images=0, trainer.steps=12,
+  trainer.validate_every=3, network.start=random]
+search:
+  space:
+    optimizer.learning_rate: {low: 1.0e-5, high: 3.0, log: true}
+    losses.high_frequency.weight: {low: 0.01, high: 1, log: true}
+  objective: {val/psnr_y: 1}
+  direction: higher
+  startup: 1
+seeds: [0]
+budget: {trials: 4}
+method: rt4ksr
+"""
 
 
-def test_one_study_at_a_time_works_in_a_folder(write, tmp_path):
-    with (tmp_path / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="another study is at work there; wait for it, or give another OUT="):
-            run_study(write(SMALL.format(data="bundled")), tmp_path, workers=1, data=[], tiny=True)
+def test_a_search_prunes_and_prints_its_best_trial_and_its_command(study):
+    study.write(SEARCH)
+    ended = study.run("--sweep")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "a search of 4 trials of up to 12 steps" in ended.stdout
+    found = study.attempts()
+    assert [arm for arm, _, _ in found] == ["trial000", "trial001", "trial002", "trial003"]
+    assert {how for _, _, how in found} <= {"done", "pruned"}
+    storage = optuna.load_study(study_name="out", storage=open_storage("", study.out))
+    best = storage.best_trial
+    assert f"Best: {best.user_attrs['arm']}, objective {best.value:.6g} = 1 val/psnr_y" in ended.stdout
+    (command,) = {line.strip() for line in ended.stdout.splitlines() if line.strip().startswith("make train")}
+    rate = float(command.partition("optimizer.learning_rate=")[2].split()[0])
+    assert rate == best.params["optimizer.learning_rate"]
+    events = EventAccumulator(str(study.out / best.user_attrs["arm"] / "seed0")).Reload()
+    assert best.value == pytest.approx(events.Scalars("val/psnr_y")[-1].value)
 
 
-def evaluation(value, **facts):
-    """What an evaluation of two photographs and a flat image writes, as far as a report reads it."""
-    rows = [("a", "photo"), ("b", "photo"), ("sky", "flat")]
-    images = [{"image": i, "group": g, "method": "rt4ksr", "values": {"psnr_y": value(i)}} for i, g in rows]
-    images += [{"image": "a", "group": "photo", "method": "hr", "values": {"psnr_y": "inf"}}]
-    same = {"protocol": "border 2.", "precision": "fp32", "data_fingerprint": "00", "machine": "a", "date": "today"}
-    return {**same, **facts, "images": images}
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_its_trial_alone(study):
+    study.write(LONGER.replace("steps={steps}", "steps={steps}, trainer.devices=2"), steps=30)
+    running = study.start()
+    trial = study.trials()[0]
+    wait_for(lambda: steps_done(trial.checkpoint) >= 5)
+    ranks = [p for p in marked(trial.folder) if p.environ().get("LOCAL_RANK") == "1"]
+    ranks[0].kill()
+    assert running.wait(timeout=280) == 0
+    assert ("base", 3, "killed") in study.attempts()
+    assert steps_done(trial.checkpoint) == 30
 
 
-GAIN = {0: 0.1, 1: 0.2, 2: 0.3}
-ARMS = {"base": [], "new": ["x=1"]}
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ten_kills_at_random_of_anything_in_two_commands_on_one_storage(study):
+    study.write(LONGER.replace("seeds: [3]", "seeds: [0, 1, 2]"), steps=60)
+    draw = random.Random(0)
+    commands = [study.start("--workers", "1"), study.start("--workers", "1")]
+    trials = study.trials()
+    for _ in range(10):
+        time.sleep(draw.uniform(3, 25))
+        victims = [c.pid for c in commands if c.poll() is None]
+        guards = [p for t in trials for p in marked(t.folder)]
+        victims += [p.pid for p in guards] + [p.ppid() for p in guards if p.cmdline()[2] == "experiments.guard"]
+        if victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(draw.choice(victims), signal.SIGKILL)
+        commands = [c if c.poll() is None else study.start("--workers", "1") for c in commands]
+    for command in commands:
+        command.wait(timeout=900)
+    assert study.run().returncode == 0
+    done = [attempt[:2] for attempt in study.attempts() if attempt[2] == "done"]
+    assert sorted(done) == sorted((trial.arm, trial.seed) for trial in trials)
+    for trial in trials:
+        assert steps_done(trial.checkpoint) == 60
+        assert len(list(trial.folder.glob("study/*/results.json"))) == 1
 
 
-def results(**facts):
-    found = {("base", seed): evaluation(lambda i, s=seed: 10.0 * s + ord(i[0])) for seed in GAIN}
-    gains = {s: evaluation(lambda i, s=s: 10.0 * s + ord(i[0]) + GAIN[s] * (1 + 9 * (i == "sky"))) for s in GAIN}
-    return {**found, **{("new", seed): {**made, **facts} for seed, made in gains.items()}}
+@pytest.mark.slow
+def test_two_commands_share_the_trials(study):
+    study.write(SMALL.replace("seeds: [3]", "seeds: [0, 1]"))
+    commands = [study.start("--workers", "1") for _ in range(2)]
+    assert [command.wait(timeout=280) for command in commands] == [0, 0]
+    done = study.attempts()
+    assert sorted(done) == sorted((t.arm, t.seed, "done") for t in study.trials())
+    assert all(t.log.read_text().count("$ python -m experiments.train") == 1 for t in study.trials())
 
 
-def test_arms_are_compared_seed_by_seed_and_group_by_group():
-    photo, flat = compared(results(), list(ARMS), "rt4ksr", ["psnr_y"])
-    assert (photo.name, photo.images, flat.name, flat.images) == ("photo", 2, "flat", 1)
-    found = photo.arms["new"]["psnr_y"]
-    assert (found.difference, found.seeds) == (pytest.approx(0.2), 3)
-    assert found.half_width == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)  # Student's t with 2 degrees of freedom
-    assert flat.arms["new"]["psnr_y"].difference == pytest.approx(2.0)
+def test_the_reason_of_a_failure_is_its_own_sentence_before_what_torchrun_says():
+    assert reason(
+        ["error: data.train=x: no folder", "Traceback", "E  torch.distributed ChildFailedError: 1"]
+    ).startswith("error: data")
+    assert reason(["a", "torch.OutOfMemoryError: CUDA out of memory.", "  [rank 1] bye"]).startswith("torch.OutOfMem")
+    assert reason(["", "last words"]) == "last words"
+    assert reason([]) == "it said nothing"
+    assert killed_rank(["  traceback : Signal 9 (SIGKILL) received by PID 7"]) == 9
+    assert killed_rank(["error: no"]) == 0
 
 
-def test_only_seeds_that_every_arm_has_are_compared():
-    found = results()
-    del found["new", 2]
-    (photo, _) = compared(found, list(ARMS), "rt4ksr", ["psnr_y"])
-    assert photo.arms["new"]["psnr_y"].seeds == 2
-    assert compared({("base", 0): found["base", 0]}, list(ARMS), "rt4ksr", ["psnr_y"]) == []
+def test_a_single_device_needs_no_torchrun():
+    assert launcher(1) == [sys.executable, "-m"]
 
 
-@pytest.mark.parametrize("key", ["protocol", "precision", "data_fingerprint"])
-def test_evaluations_of_another_kind_are_not_compared(key):
-    text = report("s", "b", ARMS, "rt4ksr", ["psnr_y"], {"set5": results(**{key: "other"})}, [])
-    assert f"Not compared: evaluations differ in {key}: " in text
+def test_workers_divide_the_gpus():
+    assert [share_of_gpus(8, None, 4, index) for index in range(4)] == ["0,1", "2,3", "4,5", "6,7"]
+    assert [share_of_gpus(2, "3,5", 3, index) for index in range(3)] == ["3", "5", "3"]
+    assert share_of_gpus(0, None, 2, 1) == ""
 
 
-def test_a_method_or_metric_that_was_not_measured_is_named():
-    for method, metric, message in (("rtksr", "psnr_y", "method: rtksr is none"), ("rt4ksr", "psnr", "metrics: psnr")):
-        assert message in report("s", "b", ARMS, method, [metric], {"set5": results()}, [])
-    assert "psnr_y of a is not finite" in report("s", "b", ARMS, "hr", ["psnr_y"], {"set5": results()}, [])
-
-
-def test_the_report_says_what_the_arms_are_and_how_they_were_measured():
-    text = report("s", "rt4ksr/x", ARMS, "rt4ksr", ["psnr_y"], {"set5": results()}, ["no room"])
-    assert "| new | +0.2000 ± 0.2484 (within the noise) |" in text
-    for part in ("Arm base: the base.", "Arm new: x=1.", "a, today, fp32. border 2.", "Failed: no room"):
-        assert part in text
+def test_test_sets_of_one_name_have_results_of_their_own(tmp_path):
+    tests = named_tests(["bundled", "a/set5", "b/set5"])
+    assert list(tests) == ["bundled", "set5", "set5-2"]
 
 
 @pytest.mark.parametrize(
@@ -184,24 +325,39 @@ def test_the_report_says_what_the_arms_are_and_how_they_were_measured():
         ("base: no/such\narms: {a: [], b: []}\nmethod: rt4ksr\n", "EXP=no/such: no such experiment"),
         ("base: rt4ksr/s_x2_mini\narms: {a: [], b: [network.hf=1]}\nmethod: rt4ksr\n", "arm b: unknown option"),
         ("base: rt4ksr/s_x2_mini\narms: {a: []}\nmethod: rt4ksr\n", "expected at least two arms"),
+        ("base: rt4ksr/s_x2_mini\nmethod: rt4ksr\n", "expected either arms or search.space"),
+        ("base: rt4ksr/s_x2_mini\narms: {a/b: [], c: []}\nmethod: rt4ksr\n", "'a/b': expected a name of letters"),
         ("base: rt4ksr/s_x2_mini\narmes: {}\n", "armes"),
         ("base: [\n", "mine.yaml"),
         ("- a\n- b\n", "mine.yaml"),
-        (SMALL.format(data="bundled").replace("[3]", "[3, 3]"), "expected at least one seed, each once"),
-        (SMALL.format(data=""), "data is empty"),
+        (SMALL.replace("[3]", "[3, 3]"), "expected at least one seed, each once"),
+        (SMALL.replace("higher", "up"), "metrics.psnr_y=up: expected higher or lower"),
+        (SMALL.replace("{data}", "no/folder"), "tests.one.data=no/folder: no such folder"),
+        (SEARCH.replace("val/psnr_y", "val/psnr"), "search.objective: val/psnr: expected val/psnr_y"),
+        (SEARCH.replace("low: 1.0e-5", "low: 4.0"), "expected low below high"),
+        (
+            SEARCH.replace("{low: 0.01, high: 1, log: true}", "{low: 0, high: 1, log: true}"),
+            "expected low above 0 with log",
+        ),
+        (SEARCH.replace("optimizer.learning_rate", "optimizer.rate"), "unknown option optimizer.rate"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said_before_any_run(write, text, message):
-    with pytest.raises(OptionError) as raised:
-        read_study(write(text))
-    assert message in str(raised.value)
+def test_what_is_wrong_with_a_file_is_said_before_any_run(study, text, message, monkeypatch, capsys):
+    from experiments.study import main
+
+    study.write(text)
+    monkeypatch.setattr(sys, "argv", ["study", *study.line()[3:]])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not study.out.exists()
 
 
-def test_a_missing_study_lists_what_there_is():
-    with pytest.raises(OptionError, match=r"STUDY=no: no such study; found .*l_hf"):
-        read_study("no")
+def test_a_missing_study_lists_what_there_is(monkeypatch, capsys):
+    from experiments.study import main
 
-
-def test_test_sets_of_one_name_have_results_of_their_own(tmp_path):
-    trial = Trial("base", 0, tmp_path)
-    assert len({trial.results(data) for data in ("bundled", "a/set5", "b/set5")}) == 3
+    monkeypatch.setattr(sys, "argv", ["study", "no"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "STUDY=no: no such study; found artifact, l_ap, l_hf" in capsys.readouterr().err

@@ -20,6 +20,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from experiments.build import CODEC_METRICS
+from experiments.final_scores import final_tags, table_overrides, write_final_scores
+from experiments.options import load_options
+from experiments.study_options import StudyOptions
+from experiments.study_options import TestOptions as Evaluation
+from experiments.train import train
 
 SPEED = {f"speed/{name}" for name in ("data_wait_s", "degrade_s", "step_s", "images_per_s", "peak_memory_gib")}
 
@@ -68,15 +73,15 @@ def test_the_hparams_row_is_filled(events):
     assert metrics <= set(events.Tags()["scalars"]), "TensorBoard fills a cell from the scalar of that tag"
 
 
-@pytest.fixture
-def board(tiny_student_run):
-    """Address of a running TensorBoard on the tiny run."""
+@contextmanager
+def serving(runs, *flags):
+    """Address of a running TensorBoard on a folder of runs."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tiny_student_run.parents[1])]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(runs)]
     process = subprocess.Popen(
-        [*command, "--port", str(port), "--host", "localhost", "--load_fast", "false"],
+        [*command, "--port", str(port), "--host", "localhost", *flags],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -87,6 +92,12 @@ def board(tiny_student_run):
     finally:
         process.terminate()
         process.wait()
+
+
+@pytest.fixture
+def board(tiny_student_run):
+    with serving(tiny_student_run.parents[1], "--load_fast", "false") as address:
+        yield address
 
 
 def fetch(url, body=None):
@@ -125,6 +136,21 @@ def screenshot(url, picture, profile):
 TEXT_OF_PAGE = """
 (function text(node) {
   if (node.nodeType === Node.TEXT_NODE) return node.data + "\\n";
+  const roots = [...(node.shadowRoot ? [node.shadowRoot] : []), ...node.childNodes];
+  return roots.map(text).join("");
+})(document.body)
+"""
+
+# The same, but of what lies wholly in the window, without any scrolling.
+TEXT_IN_WINDOW = """
+(function text(node) {
+  if (node.nodeType === Node.TEXT_NODE) {
+    const range = document.createRange();
+    range.selectNode(node);
+    const box = range.getBoundingClientRect();
+    const inside = box.width && box.left >= 0 && box.right <= innerWidth && box.top >= 0 && box.bottom <= innerHeight;
+    return inside ? node.data.trim() + "\\n" : "";
+  }
   const roots = [...(node.shadowRoot ? [node.shadowRoot] : []), ...node.childNodes];
   return roots.map(text).join("");
 })(document.body)
@@ -173,17 +199,19 @@ def devtools(profile):
         answers.close()
 
 
-def page_text(url, profile, awaited, seconds=60):
-    """All text of a page once `awaited` stands in it."""
+def page_text(url, profile, awaited, expression=TEXT_OF_PAGE, seconds=120):
+    """Text of a page once all of `awaited` stands in it."""
     with devtools(profile) as call:
         target = call("Target.createTarget", url=url)["targetId"]
         session = call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         end = time.monotonic() + seconds
         while True:
-            result = call("Runtime.evaluate", session, expression=TEXT_OF_PAGE, returnByValue=True)["result"]
-            if awaited in result.get("value", ""):
-                return result["value"]
-            assert time.monotonic() < end, f"{url} never showed {awaited}"
+            result = call("Runtime.evaluate", session, expression=expression, returnByValue=True)["result"]
+            shown = result.get("value", "")
+            missing = [text for text in awaited if text not in shown]
+            if not missing:
+                return shown
+            assert time.monotonic() < end, f"{url} never showed {missing}"
             time.sleep(0.5)
 
 
@@ -201,7 +229,7 @@ def test_tensorboard_serves_and_shows_the_run(board, tiny_student_run, tmp_path)
     assert {value["name"]["tag"] for value in groups[0]["metricValues"]} == {f"val/{name}" for name in CODEC_METRICS}
 
     values = {value["name"]["tag"]: f"{value['value']:.5g}" for value in groups[0]["metricValues"]}
-    text = page_text(f"{board}/#hparams", tmp_path / "browser", awaited=values["val/psnr_y"])
+    text = page_text(f"{board}/#hparams", tmp_path / "browser", awaited=[values["val/psnr_y"]])
     assert all(tag in text for tag in values), "the table offers the metrics' columns"
     opened = [f"val/{name}" for name in CODEC_METRICS[:5]]  # TensorBoard opens five columns, the others by a click
     assert {values[tag] for tag in opened} <= set(text.split())
@@ -214,3 +242,62 @@ def test_tensorboard_serves_and_shows_the_run(board, tiny_student_run, tmp_path)
         pixels = np.asarray(Image.open(picture).convert("RGB"))
         assert pixels.shape == (1200, 1600, 3)
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50, f"{tab} is blank"
+
+
+STUDY = StudyOptions(
+    base="rt4ksr/s_x2_mini",
+    arms={"conv": ["network.block=conv", "network.start=random"], "rep": []},
+    seeds=[0, 1],
+    tests={"whole": Evaluation()},
+    method="rt4ksr",
+    metrics={"psnr_y": "higher", "ssim_y": "higher", "perceptual": "lower"},
+)
+
+
+@pytest.fixture(scope="module")
+def study_folder(tmp_path_factory):
+    """A study of two arms and two seeds, tiny, with made-up final scores."""
+    folder = tmp_path_factory.mktemp("study")
+    for number, (arm, seed) in enumerate([(arm, seed) for arm in STUDY.arms for seed in STUDY.seeds]):
+        place = [f"runs={folder / arm}", f"name=seed{seed}", f"seed={seed}"]
+        table = table_overrides(STUDY, {"arm": arm, "seed": seed})
+        given = [*STUDY.arms[arm], *place, *table, "trainer.threads=1", "trainer.accelerator=cpu"]
+        run = train(load_options(STUDY.base, given, tiny=True))
+        write_final_scores(run, {tag: made_up(number, tag) for tag in final_tags(STUDY)}, step=2)
+    return folder
+
+
+def made_up(run, tag):
+    return 31 + run + final_tags(STUDY).index(tag) / 8
+
+
+RUNS = [f"{arm}/seed{seed}" for arm in STUDY.arms for seed in STUDY.seeds]
+
+
+@pytest.mark.slow
+def test_a_study_s_table_is_filled_and_its_arms_line_up(study_folder, tmp_path):
+    with serving(study_folder) as address:  # as make board starts it
+        wait = time.monotonic() + 120
+        while set(fetch(f"{address}/data/runs") or ()) != set(RUNS):
+            assert time.monotonic() < wait, "TensorBoard does not know all runs"
+            time.sleep(0.5)
+        opened = final_tags(STUDY)[:3]
+        cells = [f"{made_up(run, tag):.5g}" for run in range(len(RUNS)) for tag in opened]
+        names = [*RUNS, *STUDY.arms, "arm", "seed", "0.0000", "1.0000"]
+        page_text(f"{address}/#hparams", tmp_path / "hparams", [*names, *cells], TEXT_IN_WINDOW)
+
+        tags = fetch(f"{address}/data/plugin/images/tags")
+        assert sorted(tags) == sorted(RUNS)
+        assert all(run.keys() == tags[RUNS[0]].keys() for run in tags.values())
+        shown = page_text(
+            f"{address}/#images", tmp_path / "images", [f"panel/{name}" for name in ("chelsea", "coffee")]
+        )
+        titles = [line.strip() for line in shown.splitlines() if line.strip().startswith("panel/")]
+        cards = [title for title, after in zip(titles, ["", *titles], strict=False) if title != after]
+        assert cards == ["panel/chelsea", "panel/coffee"], "the same crop of all runs stands together"
+        assert len(titles) % len(RUNS) == 0
+
+        shots = Path(os.environ.get("SR_SCREENSHOTS", tmp_path / "screenshots"))
+        shots.mkdir(parents=True, exist_ok=True)
+        for tab in ("images", "hparams", "text"):
+            screenshot(f"{address}/#{tab}", shots / f"study_{tab}.png", tmp_path / f"shot_{tab}")
