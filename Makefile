@@ -131,7 +131,7 @@ board: install ## Show runs in TensorBoard
 
 evaluate: install ## Measure a checkpoint against bicubic on a test set
 ##   CKPT=last.ckpt      checkpoint of a run, or a released RT4KSR file (needed)
-##   DATA=folder         HR/ beside LR*/, a plain folder of HR images, or bundled (needed)
+##   DATA=folder         HR/ beside LR*/, a plain folder of HR images, bundled, or bundled_large (needed)
 ##   OUT=folder          for results.md and results.json (default: <run>/evaluate/<data>, runs/evaluate/<file>/<data>)
 ##   SET="a.b=1"         overrides of single options
 ##   ARGS="--crop-border 0"  px that PSNR and SSIM leave out at each side (default: the scale) (.venv/bin/python -m experiments.evaluate --help)

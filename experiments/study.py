@@ -17,16 +17,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from optuna.exceptions import StorageInternalError
 
 from datamodules.files import write_whole
 from experiments.command_line import EXIT_PARTIAL, quiet, user_errors
 from experiments.compare import MARKDOWN, OPTIONS, compare_states
 from experiments.options import OptionError
-from experiments.protocol import JSON
 from experiments.study_checks import check_study
 from experiments.study_options import StudyOptions, Trial, arm_trials, default_folder, named_tests, read_study
 from experiments.study_plan import best_of, best_trial, ended, expectation, summary
 from experiments.study_store import State, Store
+from experiments.study_trial import is_done
 from experiments.study_worker import Work, end_once, work
 
 MOST_DEATHS = 3
@@ -51,25 +52,30 @@ def prepared(given: argparse.Namespace) -> tuple[str, StudyOptions, Path]:
 def run_study(job: Work, retry: bool) -> tuple[str, list[State]]:
     """Run what is missing of a study and compare; the comparison as text, and the trials' last states."""
     job.runs.mkdir(parents=True, exist_ok=True)
-    write_whole(job.runs / OPTIONS, OmegaConf.to_yaml(OmegaConf.structured(job.options)).encode())
     store = job.open_store()
     try:
-        if job.options.arms:
-            store.enqueue(arm_trials(job.options, job.runs), lambda trial: is_done(job.options, trial), retry)
-        elif retry:
-            store.retry_search()
-        print(expectation(job.name, job.options, store.states(), job.runs, job.workers, job.tiny), flush=True)
+        enqueue(job, store, retry)
+        write_whole(job.runs / OPTIONS, OmegaConf.to_yaml(OmegaConf.structured(job.options)).encode())
+        print(expectation(job.name, job.options, job.states(store), job.runs, job.workers, job.tiny), flush=True)
         supervise(job, store)
-        states = store.states()
+        if enqueue(job, store, False):  # another command has taken them, with tests of its own
+            supervise(job, store)
+        store.release()
+        states = job.states(store)
     finally:
         store.close()
     return result(job, states), states
 
 
-def is_done(study: StudyOptions, trial: Trial) -> bool:
-    """Whether everything that a finished trial leaves is there."""
-    there = [(trial.results(name, test) / JSON).is_file() for name, test in study.tests.items()]
-    return trial.checkpoint.is_file() and all(there)
+def enqueue(job: Work, store: Store, retry: bool) -> int:
+    """Queue what is to be run, and what lacks a part of what it should leave; how many trials."""
+
+    def done(trial: Trial) -> bool:
+        return is_done(job.options, trial)
+
+    if job.options.search.space:
+        return store.enqueue_search(done, retry)
+    return store.enqueue(arm_trials(job.options, job.runs), done, retry)
 
 
 def supervise(job: Work, store: Store) -> None:
@@ -81,19 +87,17 @@ def supervise(job: Work, store: Store) -> None:
         process.start()
         return process
 
-    workers = {index: start(index) for index in range(job.workers)}
-    before, deaths = {s.number for s in store.states() if s.state not in ("waiting", "running")}, 0
+    workers: dict[int, BaseProcess] = {}
+    before, deaths = {state.number for state in job.states(store) if state.ended}, 0
     try:
+        workers |= {index: start(index) for index in range(job.workers)}
         while workers:
             connection.wait([process.sentinel for process in workers.values()], 2.0)
-            now = [s for s in store.states() if s.state not in ("waiting", "running") and s.number not in before]
-            for state in now:
+            for state in just_ended(job, store, before):
                 before.add(state.number)
                 deaths = 0
-                print(
-                    ended(state, sum(s.state not in ("waiting", "running") for s in store.states()), total(job)),
-                    flush=True,
-                )
+                finished = sum(s.ended for s in job.states(store))
+                print(ended(state, finished, total(job)), flush=True)
             for index, process in [(i, p) for i, p in workers.items() if not p.is_alive()]:
                 del workers[index]
                 if process.exitcode:
@@ -103,6 +107,14 @@ def supervise(job: Work, store: Store) -> None:
                         workers[index] = start(index)
     finally:
         end(list(workers.values()))
+
+
+def just_ended(job: Work, store: Store, before: set[int]) -> list[State]:
+    """Trials whose end was not told yet; none while the storage does not answer."""
+    try:
+        return [state for state in job.states(store) if state.ended and state.number not in before]
+    except StorageInternalError:
+        return []
 
 
 def end(workers: list[BaseProcess]) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from experiments.build import metric_names
+from datamodules.benchmarks import EMBEDDED
+from experiments.build import CNN_METRICS, metric_names
 from experiments.measure import REAL_TIME, STUDENT
 from experiments.options import OptionError, load_options
-from experiments.schema import Experiment
+from experiments.schema import Experiment, RealTimeCnn
 from experiments.study_options import DIRECTIONS, PRUNERS, SAMPLERS, SearchOptions, StudyOptions
 from experiments.study_search import overrides_of
 
@@ -26,11 +27,23 @@ def check_study(origin: str, study: StudyOptions, tiny: bool = False) -> None:
         for value in parameter.choices or (parameter.low, parameter.high):
             given = int(value) if parameter.integer else value
             _load(f"{origin}, search.space.{name}", study, list(overrides_of({name: given})), tiny)
-    if study.search.space:
-        known = [f"val/{name}" for name in metric_names(_load(origin, study, [], tiny))]
-        for tag in study.search.objective:
-            if tag not in known:
-                raise OptionError(f"{origin}: search.objective: {tag}: expected {', '.join(known)}")
+    for sentence in _wrong_measures(study, _load(origin, study, next(iter(study.arms.values()), []), tiny)):
+        raise OptionError(f"{origin}: {sentence}")
+
+
+def _wrong_measures(study: StudyOptions, experiment: Experiment) -> Iterator[str]:
+    """Rows and metrics that the evaluation does not have, and tags that the validation does not log."""
+    method = REAL_TIME if isinstance(experiment, RealTimeCnn) else STUDENT
+    if study.method != method:
+        yield f"method={study.method}: expected {method} for {experiment.system}"
+    names = list(dict.fromkeys([*metric_names(experiment), *CNN_METRICS]))
+    for name in study.metrics:
+        if name not in names:
+            yield f"metrics: {name}: expected {', '.join(names)}"
+    tags = [f"val/{name}" for name in metric_names(experiment)]
+    for tag in study.search.objective:
+        if tag not in tags:
+            yield f"search.objective: {tag}: expected {', '.join(tags)}"
 
 
 def _load(origin: str, study: StudyOptions, overrides: list[str], tiny: bool) -> Experiment:
@@ -52,15 +65,13 @@ def _wrong(study: StudyOptions) -> Iterator[str]:
             yield f"{name!r}: expected a name of letters, digits, '_', '.' and '-', as folders have it"
     if not study.seeds or len(set(study.seeds)) < len(study.seeds):
         yield f"seeds={study.seeds}: expected at least one seed, each once"
-    if study.method not in (STUDENT, REAL_TIME):
-        yield f"method={study.method}: expected {STUDENT} or {REAL_TIME}"
     for name, direction in study.metrics.items():
         if direction not in DIRECTIONS:
             yield f"metrics.{name}={direction}: expected {' or '.join(DIRECTIONS)}"
     for name, test in study.tests.items():
         if test.crop < 0:
             yield f"tests.{name}.crop={test.crop}: expected a number of pixels, or 0 for whole images"
-        if test.data not in ("bundled", "bundled_large") and not Path(test.data).is_dir():
+        if test.data not in EMBEDDED and not Path(test.data).is_dir():
             yield f"tests.{name}.data={test.data}: no such folder; expected a test set as DATA= takes it"
     if study.budget.trials < 1:
         yield f"budget.trials={study.budget.trials}: expected 1 or more"

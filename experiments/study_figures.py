@@ -35,7 +35,10 @@ MARGIN = 0.06
 
 
 def save_figures(report: Report, folder: Path) -> list[Path]:
-    """Write <test>-<metric>.png, 900 px wide, for all that was compared; their paths, by test and metric."""
+    """Write <test>-<metric>.png, 900 px wide, for all that was compared; their paths, by test and metric.
+
+    Other PNGs in the folder are removed: of a test or metric that is compared no more.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for test in report.tests:
@@ -45,6 +48,8 @@ def save_figures(report: Report, folder: Path) -> list[Path]:
                 path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', f'{test.name}-{metric}')}.png"
                 write_whole(path, draw(test, metric, groups))
                 paths.append(path)
+    for old in set(folder.glob("*.png")) - set(paths):
+        old.unlink()
     return paths
 
 

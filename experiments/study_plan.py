@@ -69,8 +69,10 @@ def best_trial(study: StudyOptions, state: State, tiny: bool) -> str:
 
 
 def command_of(study: StudyOptions, state: State, tiny: bool = False) -> str:
-    """The command that trains a search's trial anew."""
-    overrides = [*study.overrides, *overrides_of(state.params), f"seed={state.seed}"]
+    """The command that trains a search's trial anew, in a run folder of its own."""
+    base = Path(study.base).stem if study.base.endswith(".yaml") else study.base
+    values = overrides_of(state.params)
+    overrides = [*study.overrides, *values, f"seed={state.seed}", f"name={base}-{state.arm}"]
     return f"make train EXP={study.base} SET={shlex.quote(' '.join(overrides))}{' TINY=1' if tiny else ''}"
 
 

@@ -1,6 +1,7 @@
 """What a study has found: its evaluations, checked and compared, as data and as Markdown."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +40,8 @@ class TestReport:
     precision and protocol in words. refusal: why nothing was compared, else "". lacking: trials that are not in it, by
     reason. notes: sentences on what was compared.
     """
+
+    __test__ = False  # for pytest, which takes it for a test by its name
 
     name: str
     test: TestOptions
@@ -87,8 +90,9 @@ def _experiments(trials: Sequence[Trial]) -> dict[str, Experiment]:
     """By arm, what the first of its runs was trained with."""
     found: dict[str, Experiment] = {}
     for trial in trials:
-        if trial.arm not in found and (experiment := trained_options(trial)) is not None:
-            found[trial.arm] = experiment
+        with suppress(ValueError):  # `_read` says so of each trial
+            if trial.arm not in found and (experiment := trained_options(trial)) is not None:
+                found[trial.arm] = experiment
     return found
 
 
@@ -119,13 +123,19 @@ def _test(
     except ValueError as error:
         return TestReport(name, test, base, metrics, refusal=str(error), lacking=lacking)
     used = {arm: own[arm] & metrics.keys() for arm in own}
-    notes = [*own_loss_sentences(used), *_notes(runs, options.method, list(metrics), other_data)]
+    judged_by = any(PERIODICITY in each for each in own.values()) and PERIODICITY not in metrics
+    notes = [
+        *own_loss_sentences(used),
+        *([L_AP_IS_JUDGED_BY] if judged_by else []),
+        *_notes(runs, options.method, list(metrics), other_data),
+    ]
     return TestReport(name, test, base, metrics, groups, _facts(runs), "", lacking, notes)
 
 
 def _read(trial: Trial, name: str, test: TestOptions, reason: Callable[[Trial], str]) -> Run | str:
     """A trial's evaluation, or why there is none."""
     try:
+        trained_options(trial)
         return read_run(trial, name, test) or reason(trial)
     except ValueError as error:
         return str(error)

@@ -147,10 +147,11 @@ def check_alike(runs: Sequence[Run], own_data: Iterable[str] = ()) -> None:
     for key, what in ALIKE.items():
         if pair := _two_that_differ(runs, [str(run.results[key]) for run in runs]):
             (usual, one), (odd, other) = pair
-            hint = ", or fix trainer.precision in the test's overrides" if key == "precision" else ""
+            options = "trainer.precision" if key == "precision" else "data.scale, data.degradation and perceptual"
             raise ValueError(
                 f"{usual.trial.title} and {odd.trial.title} were measured with different {what}"
-                f"{_apart(one, other)}: remove {odd.folder} and run make study again{hint}"
+                f"{_apart(one, other)}: remove {odd.folder} and run make study again, or where {odd.trial.arm} changes "
+                f"{options} for its training, set them back in the test's overrides"
             )
     own = set(own_data)
     for arm in [None, *sorted(own)]:

@@ -6,12 +6,13 @@ folder, which all machines share.
 """
 
 import fcntl
+import itertools
 import os
 import secrets
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,11 @@ class State:
     params: Mapping[str, Any]
     metrics: Mapping[str, float]
     minutes: float | None
+    """Of all its attempts."""
+
+    @property
+    def ended(self) -> bool:
+        return self.state not in ("waiting", "running")
 
 
 def open_storage(url: str, folder: Path) -> BaseStorage:
@@ -120,7 +126,8 @@ class Store:
 
     url: see `open_storage`. name: the study's in the storage. folder: the runs'. make(arm, seed, params) gives the
     Trial. validate_every: steps between the validations, at which a search prunes. A worker is known by a file below
-    the folder that it keeps locked as long as its Store is open.
+    the folder that it keeps locked as long as its Store is open. definition: what must not change between commands, by
+    its key; ValueError where it has.
     """
 
     def __init__(
@@ -132,6 +139,7 @@ class Store:
         direction: str,
         search: SearchOptions | None = None,
         validate_every: int = 1,
+        definition: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.make = make
@@ -144,13 +152,15 @@ class Store:
         fcntl.flock(self._held, fcntl.LOCK_EX)
         with self._lock():  # processes that make the same tables or the same study at once fail
             self.storage = open_storage(url, folder)
+            there = [] if url else optuna.get_all_study_names(self.storage)
             self.study = optuna.create_study(
                 storage=self.storage,
-                study_name=name,
+                study_name=there[0] if there else name,  # a journal has one, whatever its folder is called by now
                 direction="maximize" if direction == "higher" else "minimize",
                 pruner=pruner_of(search, validate_every),
                 load_if_exists=True,
             )
+            self._same_definition(dict(definition or {}))
 
     def close(self) -> None:
         """Give the worker's place up; its leases are gone with it."""
@@ -168,8 +178,8 @@ class Store:
             self._requeue()
             last = {(state.arm, state.seed): state for state in self.states()}
             for trial in trials:
-                self._same_overrides(trial)
                 state = last.get((trial.arm, trial.seed))
+                self._same_overrides(trial, state)
                 left = state is None or (state.state == "done" and not done(trial))
                 if left or (state is not None and retry and state.state == "failed"):
                     attrs = {"arm": trial.arm, "seed": trial.seed, "overrides": list(trial.overrides)}
@@ -177,24 +187,36 @@ class Store:
                     count += 1
         return count
 
-    def retry_search(self) -> int:
-        """Queue the failed trials of a search again; how many."""
+    def enqueue_search(self, done: Callable[[Trial], bool], retry: bool) -> int:
+        """Queue the trials of a search again that are done and lack something, and with retry the failed ones."""
+        count = 0
         with self._lock():
-            failed = [s for s in self.states() if s.state == "failed"]
-            for state in failed:
-                self._enqueue_again(self.study.trials[state.number])
-        return len(failed)
+            self._requeue()
+            for state in self.states():
+                lacking = state.state == "done" and not done(self.make(state.arm, state.seed, state.params))
+                if lacking or (retry and state.state == "failed"):
+                    self._enqueue_again(self.study.trials[state.number])
+                    count += 1
+        return count
 
-    def claim(self, trials_of_search: int = 0, seed: int = 0) -> Claim | None:
+    def release(self) -> None:
+        """Put back the trials whose worker is gone."""
+        with self._lock():
+            self._requeue()
+
+    def claim(
+        self, trials_of_search: int = 0, seed: int = 0, wanted: Container[tuple[str, int]] | None = None
+    ) -> Claim | None:
         """Take the next trial, after requeueing those whose worker is gone; None where nothing is left to take.
 
-        trials_of_search: how many a search has in all; a new one is drawn while there are fewer.
+        trials_of_search: how many a search has in all; a new one is drawn while there are fewer. wanted: arms and seeds
+        that may be taken; all of them for None.
         """
         with self._lock():
             self._requeue()
             if self.search is not None:
                 self.study.sampler = sampler_of(self.search, seed, len(self.study.trials))
-            taken = self._take_waiting()
+            taken = self._take_waiting(wanted)
             if taken is None and len(begun := self.states()) < trials_of_search:
                 taken = self.study.ask()
                 taken.set_user_attr("arm", f"trial{len(begun):03d}")
@@ -235,14 +257,19 @@ class Store:
     def states(self) -> list[State]:
         """The last attempt at each trial, in the order of first attempts."""
         last: dict[tuple[Any, Any], FrozenTrial] = {}
+        minutes: dict[tuple[Any, Any], float] = {}
         for trial in self.study.get_trials(deepcopy=False):
             named = trial.user_attrs.get("arm"), trial.user_attrs.get("seed")
             if None not in named:  # a search's worker may have died before it named its trial
                 last[named] = trial
-        return [_state(trial) for trial in last.values()]
+                if trial.duration:
+                    minutes[named] = minutes.get(named, 0.0) + trial.duration.total_seconds() / 60
+        return [_state(trial, minutes.get(named)) for named, trial in last.items()]
 
-    def _take_waiting(self) -> optuna.trial.Trial | None:
+    def _take_waiting(self, wanted: Container[tuple[str, int]] | None) -> optuna.trial.Trial | None:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if wanted is not None and (trial.user_attrs["arm"], trial.user_attrs["seed"]) not in wanted:
+                continue
             try:
                 if self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
                     return optuna.trial.Trial(self.study, trial._trial_id)
@@ -276,17 +303,31 @@ class Store:
             return
 
     def _kills(self, claim: Claim) -> int:
+        """How often a trial was killed since it was last done or failed."""
         ends = [t.user_attrs.get("ended") for t in self.study.get_trials(deepcopy=False) if _same(t, claim.trial)]
-        return ends.count("killed")
+        before = itertools.takewhile(lambda how: how not in ("done", "failed"), reversed(ends))
+        return list(before).count("killed")
 
-    def _same_overrides(self, trial: Trial) -> None:
-        for other in self.study.get_trials(deepcopy=False):
-            if _same(other, trial) and other.user_attrs["overrides"] != list(trial.overrides):
-                found = " ".join(other.user_attrs["overrides"]) or "none"
+    def _same_overrides(self, trial: Trial, last: State | None) -> None:
+        """ValueError where a run lies in the trial's folder that was begun with other overrides."""
+        if last is None or not trial.folder.exists():
+            return
+        found = self.study.trials[last.number].user_attrs["overrides"]
+        if found != list(trial.overrides):
+            raise ValueError(
+                f"OUT={self.folder} holds the run {trial.title} with the overrides {' '.join(found) or 'none'}; "
+                f"expected {' '.join(trial.overrides) or 'none'}: remove {trial.folder}, or give another OUT="
+            )
+
+    def _same_definition(self, definition: dict[str, Any]) -> None:
+        found = self.study.user_attrs.get("definition", definition)
+        for key, value in definition.items():
+            if found.get(key) != value:
                 raise ValueError(
-                    f"OUT={self.folder} holds the trial {trial.title} with the overrides {found}; expected "
-                    f"{' '.join(trial.overrides) or 'none'}: give another OUT="
+                    f"OUT={self.folder} holds a study with {key} {found.get(key)}; expected {value}: give another OUT="
                 )
+        if "definition" not in self.study.user_attrs:
+            self.study.set_user_attr("definition", definition)
 
     def _write_lease(self, number: int) -> None:
         lease = {"machine": _machine(), "worker": self._worker, "renewed": self._renewed}
@@ -315,10 +356,9 @@ def _same(other: FrozenTrial, trial: Trial) -> bool:
     return (other.user_attrs.get("arm"), other.user_attrs.get("seed")) == (trial.arm, trial.seed)
 
 
-def _state(trial: FrozenTrial) -> State:
+def _state(trial: FrozenTrial, minutes: float | None) -> State:
     attrs = trial.user_attrs
     state = attrs.get("ended", "failed") if trial.state.is_finished() else trial.state.name.lower()
-    minutes = trial.duration.total_seconds() / 60 if trial.duration else None
     value = trial.values[0] if trial.values else None
     reason, metrics = attrs.get("reason", ""), attrs.get("metrics", {})
     return State(attrs["arm"], attrs["seed"], trial.number, state, reason, value, trial.params, metrics, minutes)

@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +21,7 @@ from experiments.final_scores import final_scores_of, table_overrides, write_fin
 from experiments.options import FOLDER, load_options, to_yaml
 from experiments.protocol import JSON
 from experiments.scalar_tail import ScalarTail
-from experiments.schema import Experiment
+from experiments.schema import Experiment, TrainerOptions
 from experiments.study_options import StudyOptions, TestOptions, Trial
 
 ROOT = FOLDER.parent
@@ -47,26 +49,42 @@ class Watch(Protocol):
 
 
 def run_trial(
-    name: str, study: StudyOptions, trial: Trial, tiny: bool, environment: Mapping[str, str], watch: Watch
+    study: StudyOptions, trial: Trial, tiny: bool, environment: Mapping[str, str], watch: Watch
 ) -> dict[str, float]:
     """Train and evaluate as far as it is not done; the final scores by tag, and the study's objective.
 
     Raises Failed, or Stopped.
     """
-    overrides = run_overrides(name, study, trial)
+    overrides = run_overrides(study, trial)
     options = load_options(study.base, overrides, tiny)
-    train(study, trial, overrides, options, tiny, environment, watch)
+    if not is_measured(study, trial):
+        train(study, trial, overrides, options, tiny, environment, watch)
     scores: dict[str, float] = {}
     for test_name, test in study.tests.items():
         results = evaluate(trial, test_name, test, environment, watch)
         scores |= final_scores_of(results, test_name, study)
     write_final_scores(trial.folder, scores, options.trainer.steps)
-    return {**scores, **objective(study, trial, scores)}
+    return {**scores, **objective(study, trial, scores, options.trainer)}
 
 
-def run_overrides(name: str, study: StudyOptions, trial: Trial) -> list[str]:
+def is_measured(study: StudyOptions, trial: Trial) -> bool:
+    """Whether every evaluation of a trial is there; its checkpoint is not needed any more then."""
+    return bool(study.tests) and all((trial.results(*test) / JSON).is_file() for test in study.tests.items())
+
+
+def is_done(study: StudyOptions, trial: Trial) -> bool:
+    """Whether everything that a finished trial leaves is there."""
+    return is_measured(study, trial) if study.tests else trained(trial).is_file()
+
+
+def trained(trial: Trial) -> Path:
+    """A file that says that the training has ended by itself, after its last validation and all that it writes."""
+    return trial.folder / "study" / "trained"
+
+
+def run_overrides(study: StudyOptions, trial: Trial) -> list[str]:
     """Everything that a trial's training is given on top of the study's base."""
-    labels: dict[str, bool | int | float | str] = {"study": name, "arm": trial.arm, "seed": trial.seed}
+    labels: dict[str, bool | int | float | str] = {"arm": trial.arm, "seed": trial.seed}
     return [
         *trial.overrides,
         f"seed={trial.seed}",
@@ -87,17 +105,20 @@ def train(
 ) -> None:
     """Train from the start, or from the last checkpoint."""
     found = trial.folder / "options.yaml"
-    if found.exists() and without_table(found.read_text()) != without_table(to_yaml(options)):
+    if not trial.checkpoint.is_file():
+        shutil.rmtree(trial.folder, ignore_errors=True)  # a run that was stopped before its first checkpoint
+        arguments = [study.base, *overrides, *(["--tiny"] if tiny else [])]
+    elif found.exists() and without_table(found.read_text()) != without_table(to_yaml(options)):
         raise Failed(f"{trial.folder} holds a run of other options: give another folder with OUT=, or remove it")
-    if steps_done(trial.checkpoint) < options.trainer.steps or not found.exists():
-        if trial.checkpoint.is_file():
-            arguments = ["--resume", str(trial.checkpoint)]
-        else:
-            shutil.rmtree(trial.folder, ignore_errors=True)  # a run that was stopped before its first checkpoint
-            arguments = [study.base, *overrides, *(["--tiny"] if tiny else [])]
-        run_logged([*launcher(options.trainer.devices), "experiments.train", *arguments], trial, environment, watch)
+    elif trained(trial).is_file() and steps_done(trial.checkpoint) >= options.trainer.steps:
+        return
+    else:
+        arguments = ["--resume", str(trial.checkpoint)]
+    run_logged([*launcher(options.trainer.devices), "experiments.train", *arguments], trial, environment, watch)
     if steps_done(trial.checkpoint) < options.trainer.steps:
         raise Failed(f"training ended before its last step (see {trial.log})")
+    trained(trial).parent.mkdir(exist_ok=True)
+    trained(trial).touch()
 
 
 def without_table(options_yaml: str) -> object:
@@ -121,18 +142,21 @@ def evaluate(
     return found
 
 
-def objective(study: StudyOptions, trial: Trial, scores: Mapping[str, float]) -> dict[str, float]:
-    """A search's objective at the training's end; of arms, the first final score."""
+def objective(
+    study: StudyOptions, trial: Trial, scores: Mapping[str, float], trainer: TrainerOptions
+) -> dict[str, float]:
+    """A search's objective at the training's last validation; of arms, the first final score."""
     weights = study.search.objective
     if not weights:
         return {OBJECTIVE: next(iter(scores.values()))} if scores else {}
-    values = ScalarTail(trial.folder, weights).weighted(weights)
-    if not values:
-        raise Failed(f"search.objective: no validation has logged {' and '.join(weights)}")
-    last = values[max(values)]
-    if not math.isfinite(last):
-        raise Failed(f"search.objective is {last} at the end")
-    return {OBJECTIVE: last}
+    every = min(trainer.validate_every, trainer.steps)
+    last = trainer.steps // every * every - 1
+    value = ScalarTail(trial.folder, weights).weighted(weights).get(last)
+    if value is None:
+        raise Failed(f"search.objective: {' and '.join(weights)} were not all logged at step {last}")
+    if not math.isfinite(value):
+        raise Failed(f"search.objective is {value} at the end")
+    return {OBJECTIVE: value}
 
 
 def launcher(devices: int) -> list[str]:
@@ -168,14 +192,15 @@ def run_logged(command: Sequence[str], trial: Trial, environment: Mapping[str, s
     number = -code if code < 0 else code - 128 if code > 128 else killed_rank(said)
     if number:
         memory = ", as the machine was out of memory" if out_of_memory_kills() > kills else ""
-        how = "lost" if number == signal.SIGTERM else "killed"  # a cluster ends its jobs so
-        raise Stopped(how, f"{module} was ended by {signal.Signals(number).name}{memory}")
+        if number == signal.SIGTERM:
+            time.sleep(2)  # a cluster that ends a job signals all of its processes: then this one ends here
+        raise Stopped("killed", f"{module} was ended by {signal.Signals(number).name}{memory}")
     raise Failed(f"{module} ended with {code}: {reason(said)} (see {trial.log})")
 
 
 def reason(said: Sequence[str]) -> str:
     """Why a command failed, from its output: its own sentence, else the last exception, else the last line."""
-    lines = [line.strip() for line in said if line.strip()]
+    lines = [re.sub(r"^\[rank\d+\]: ", "", line.strip()) for line in said if line.strip()]
     own = [line for line in lines if line.startswith("error: ")]
     raised = [line for line in lines if line.partition(":")[0].endswith(STANDARD_ERRORS) and "ChildFailed" not in line]
     return (own or raised or lines or ["it said nothing"])[-1]

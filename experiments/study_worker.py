@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from experiments.processes import MARK, end_marked
 from experiments.scalar_tail import ScalarTail
 from experiments.study_options import SearchOptions, StudyOptions, Trial, arm_trial
 from experiments.study_search import overrides_of
-from experiments.study_store import EXPIRE_S, RENEW_S, Claim, Store
+from experiments.study_store import EXPIRE_S, RENEW_S, Claim, State, Store
 from experiments.study_trial import Failed, Stopped, run_trial
 
 POLL_S = 0.5
@@ -45,11 +45,30 @@ class Work:
         search = self.options.search if self.options.search.space else None
         direction = search.direction if search else next(iter(self.options.metrics.values()))
         every = load_options(self.options.base, self.options.overrides, self.tiny).trainer.validate_every
-        return Store(self.storage, self.runs.resolve().name, self.runs, self.trial, direction, search, every)
+        name = self.runs.resolve().name
+        return Store(self.storage, name, self.runs, self.trial, direction, search, every, self.definition())
+
+    def definition(self) -> dict[str, Any]:
+        """What must be the same in all commands on a study's folder; of arms, each has its overrides beside it."""
+        fixed: dict[str, Any] = {"base": self.options.base, "TINY": int(self.tiny)}
+        if self.options.search.space:
+            fixed |= {"overrides": list(self.options.overrides), "search": asdict(self.options.search)}
+        return fixed
+
+    def wanted(self) -> set[tuple[str, int]] | None:
+        """The arms and seeds of this command; None for a search, which takes all."""
+        if self.options.search.space:
+            return None
+        return {(arm, seed) for arm in self.options.arms for seed in self.options.seeds}
+
+    def states(self, store: Store) -> list[State]:
+        """The states of this command's trials."""
+        wanted = self.wanted()
+        return [s for s in store.states() if wanted is None or (s.arm, s.seed) in wanted]
 
     def trial(self, arm: str, seed: int, params: Mapping[str, Any]) -> Trial:
         """An arm's trial, or a search's with the values that it has drawn."""
-        if arm in self.options.arms:
+        if not self.options.search.space:
             return arm_trial(self.options, self.runs, arm, seed)
         return Trial(arm, seed, self.runs / arm / f"seed{seed}", (*self.options.overrides, *overrides_of(params)))
 
@@ -64,7 +83,7 @@ def work(work: Work, index: int) -> None:
     idle_until = 0.0
     try:
         while time.time() < work.deadline and not command_ended(0):
-            claim = store.claim(trials, work.options.seeds[0])
+            claim = store.claim(trials, work.options.seeds[0], work.wanted())
             if claim is not None:
                 run_claim(work, store, claim, index)
                 idle_until = 0.0
@@ -100,7 +119,7 @@ def run_claim(work: Work, store: Store, claim: Claim, index: int) -> None:
         end_marked(trial.folder)  # what an earlier attempt has left on this machine
         environment = environment_of(work, trial, index)
         watch = StorageWatch(store, claim, work.options.search, trial.folder)
-        scores = run_trial(work.name, work.options, trial, work.tiny, environment, watch)
+        scores = run_trial(work.options, trial, work.tiny, environment, watch)
         how, why = "done", ""
     except Stopped as stop:
         how, why = stop.how, str(stop)
@@ -144,12 +163,18 @@ class StorageWatch:
 
     def report(self) -> None:
         """Tell the pruner of each validation; Stopped where it gives the trial up."""
-        for step, value in self.tail.weighted(self.search.objective).items():
-            if step not in self.reported:
-                self.reported.add(step)
+        for last, value in self.tail.weighted(self.search.objective).items():
+            step = last + 1  # Lightning counts from 0; halving's rungs are whole numbers of validations
+            if step in self.reported:
+                continue
+            try:
                 self.claim.optuna.report(value, step)
-                if self.claim.optuna.should_prune():
-                    raise Stopped("pruned", f"objective {value:.4g} at step {step}")
+                prune = self.claim.optuna.should_prune()
+            except StorageInternalError:
+                return
+            self.reported.add(step)
+            if prune:
+                raise Stopped("pruned", f"objective {value:.4g} at step {step}")
 
 
 def environment_of(work: Work, trial: Trial, index: int) -> dict[str, str]:

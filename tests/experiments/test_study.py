@@ -229,11 +229,15 @@ method: rt4ksr
 def test_a_search_prunes_and_prints_its_best_trial_and_its_command(study):
     study.write(SEARCH)
     ended = study.run("--sweep")
+    refused = study.run("--sweep", "trainer.steps=20")
+    assert refused.returncode == 2
+    assert "holds a study with overrides [" in refused.stderr
+    assert "trainer.steps=20" not in (study.out / "study.yaml").read_text()
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "a search of 4 trials of up to 12 steps" in ended.stdout
     found = study.attempts()
     assert [arm for arm, _, _ in found] == ["trial000", "trial001", "trial002", "trial003"]
-    assert {how for _, _, how in found} <= {"done", "pruned"}
+    assert {how for _, _, how in found} == {"done", "pruned"}
     storage = optuna.load_study(study_name="out", storage=open_storage("", study.out))
     best = storage.best_trial
     assert f"Best: {best.user_attrs['arm']}, objective {best.value:.6g} = 1 val/psnr_y" in ended.stdout
@@ -291,6 +295,8 @@ def test_two_commands_share_the_trials(study):
     done = study.attempts()
     assert sorted(done) == sorted((t.arm, t.seed, "done") for t in study.trials())
     assert all(t.log.read_text().count("$ python -m experiments.train") == 1 for t in study.trials())
+    trials = optuna.load_study(study_name="out", storage=open_storage("", study.out)).trials
+    assert len({t.user_attrs["lease"]["worker"] for t in trials}) == 2, "both took some"
 
 
 def test_the_reason_of_a_failure_is_its_own_sentence_before_what_torchrun_says():
@@ -298,6 +304,7 @@ def test_the_reason_of_a_failure_is_its_own_sentence_before_what_torchrun_says()
         ["error: data.train=x: no folder", "Traceback", "E  torch.distributed ChildFailedError: 1"]
     ).startswith("error: data")
     assert reason(["a", "torch.OutOfMemoryError: CUDA out of memory.", "  [rank 1] bye"]).startswith("torch.OutOfMem")
+    assert reason(["[rank0]: ValueError: no", "[rank0]:[W] bye", "====="]) == "ValueError: no"
     assert reason(["", "last words"]) == "last words"
     assert reason([]) == "it said nothing"
     assert killed_rank(["  traceback : Signal 9 (SIGKILL) received by PID 7"]) == 9
@@ -331,6 +338,8 @@ def test_test_sets_of_one_name_have_results_of_their_own(tmp_path):
         ("base: [\n", "mine.yaml"),
         ("- a\n- b\n", "mine.yaml"),
         (SMALL.replace("[3]", "[3, 3]"), "expected at least one seed, each once"),
+        (SMALL.replace("psnr_y: higher", "psnr: higher"), "metrics: psnr: expected psnr_y"),
+        (SMALL.replace("method: rt4ksr", "method: student"), "method=student: expected rt4ksr for real_time_cnn"),
         (SMALL.replace("higher", "up"), "metrics.psnr_y=up: expected higher or lower"),
         (SMALL.replace("{data}", "no/folder"), "tests.one.data=no/folder: no such folder"),
         (SEARCH.replace("val/psnr_y", "val/psnr"), "search.objective: val/psnr: expected val/psnr_y"),

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -42,8 +43,9 @@ def url(request, tmp_path):
 def opened(tmp_path):
     stores = []
 
-    def open_store(url="", search=None):
-        stores.append(Store(url, "s", tmp_path, lambda a, s, p: trial(tmp_path, a, s, p), "higher", search))
+    def open_store(url="", search=None, definition=None):
+        make = partial(trial, tmp_path)
+        stores.append(Store(url, "s", tmp_path, make, "higher", search, definition=definition))
         return stores[-1]
 
     yield open_store
@@ -81,13 +83,37 @@ def test_trials_are_queued_once(opened, url, tmp_path):
     }
 
 
-def test_a_trial_with_other_overrides_is_refused(opened, tmp_path):
+def test_a_run_with_other_overrides_is_refused_until_it_is_removed(opened, tmp_path):
     store = opened()
-    store.enqueue([trial(tmp_path, "a", 0, ["x=1"])], lambda _: True, retry=False)
+    run = trial(tmp_path, "a", 0, ["x=1"])
+    store.enqueue([run], lambda _: True, retry=False)
+    store.end(store.claim(), "failed", "no such x")
+    run.folder.mkdir(parents=True)
+    other = [trial(tmp_path, "a", 0, ["x=2"])]
     with pytest.raises(
-        ValueError, match="holds the trial a, seed 0 with the overrides x=1; expected x=2: give another OUT="
+        ValueError, match=r"holds the run a, seed 0 with the overrides x=1; expected x=2: remove .*seed0"
     ):
-        store.enqueue([trial(tmp_path, "a", 0, ["x=2"])], lambda _: True, retry=False)
+        store.enqueue(other, lambda _: True, retry=True)
+    run.folder.rmdir()
+    assert store.enqueue(other, lambda _: True, retry=True) == 1
+    assert store.study.trials[-1].user_attrs["overrides"] == ["x=2"]
+
+
+def test_a_study_that_has_changed_is_refused(opened):
+    first = {"base": "a", "TINY": 0, "overrides": ["trainer.steps=300"]}
+    opened(definition=first)
+    opened(definition=dict(first))
+    for key, value in (("base", "b"), ("TINY", 1), ("overrides", ["trainer.steps=600"])):
+        with pytest.raises(ValueError, match=f"holds a study with {key} .*; expected .*: give another OUT="):
+            opened(definition={**first, key: value})
+
+
+def test_only_the_trials_of_this_command_are_taken(opened, tmp_path):
+    store = opened()
+    trials = [trial(tmp_path, arm, seed) for seed in (0, 1) for arm in ("a", "b")]
+    store.enqueue(trials, lambda _: True, retry=False)
+    claims = [store.claim(wanted={("b", 0), ("a", 1)}) for _ in range(3)]
+    assert [(c.trial.arm, c.trial.seed) for c in claims if c] == [("b", 0), ("a", 1)]
 
 
 def test_two_processes_take_each_trial_once(opened, url, tmp_path):
@@ -198,10 +224,53 @@ def test_two_workers_with_one_seed_draw_different_values(opened):
     assert len(set(values)) == 8
 
 
+def test_halving_prunes_at_the_first_validation(tmp_path):
+    search = SearchOptions(space=SPACE.space, objective={"val/x": 1.0}, pruner="halving")
+    store = Store("", "s", tmp_path, partial(trial, tmp_path), "higher", search, validate_every=100)
+    pruned = []
+    for value in (5.0, 4.0, 1.0, 6.0):
+        claim = store.claim(4, 0)
+        claim.optuna.report(value, 100)
+        pruned.append(claim.optuna.should_prune())
+    store.close()
+    assert pruned == [False, True, True, False], "the better half of what has come so far goes on"
+
+
+def test_kills_are_counted_anew_after_a_retry(opened, tmp_path):
+    store = opened()
+    trials = [trial(tmp_path, "a", 0)]
+    store.enqueue(trials, lambda _: True, retry=False)
+    for _ in range(MOST_KILLS):
+        store.end(store.claim(), "killed", "SIGKILL")
+    store.enqueue(trials, lambda _: True, retry=True)
+    store.end(store.claim(), "killed", "SIGKILL")
+    assert states(store) == {("a", 0): "waiting"}
+
+
+def test_the_trials_of_a_search_that_lack_something_are_run_again(opened):
+    store = opened(search=SPACE)
+    for how in ("done", "failed", "pruned"):
+        store.end(store.claim(3, 0), how)
+    assert store.enqueue_search(lambda _: True, retry=False) == 0
+    assert store.enqueue_search(lambda _: False, retry=False) == 1
+    assert store.enqueue_search(lambda _: True, retry=True) == 1
+    assert sorted(state.state for state in store.states()) == ["pruned", "waiting", "waiting"]
+
+
+def test_a_journal_keeps_its_study_when_its_folder_is_renamed(tmp_path):
+    first = Store("", "old", tmp_path / "old", partial(trial, tmp_path), "higher")
+    first.enqueue([trial(tmp_path, "a", 0)], lambda _: True, retry=False)
+    first.close()
+    (tmp_path / "old").rename(tmp_path / "new")
+    second = Store("", "new", tmp_path / "new", partial(trial, tmp_path), "higher")
+    assert states(second) == {("a", 0): "waiting"}
+    second.close()
+
+
 def test_a_search_is_repeatable(opened, tmp_path):
     def values(folder):
         folder.mkdir()
-        store = Store("", "s", folder, lambda a, s, p: trial(folder, a, s), "higher", SPACE)
+        store = Store("", "s", folder, partial(trial, folder), "higher", SPACE)
         found = []
         for number in range(8):
             claim = store.claim(8, 3)
