@@ -37,7 +37,7 @@ th, td { text-align: left; vertical-align: top; padding: .35rem 1.2rem .35rem 0;
   overflow-wrap: anywhere; unicode-bidi: isolate; }
 th { color: var(--soft); font-weight: 500; }
 table.numbers { margin: 0 0 1.2rem; }
-.numbers tr > :first-child { position: sticky; left: 0; min-width: 6.5rem; background: var(--page); }
+.numbers tr > :first-child { position: sticky; left: 0; min-width: 9rem; background: var(--page); }
 .numbers th:not(:first-child), .numbers td:not(:first-child) { padding: .35rem 0 .35rem 1.4rem; text-align: right;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; margin: 0 0 1.2rem; }

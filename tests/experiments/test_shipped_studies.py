@@ -27,7 +27,7 @@ def on_tiny_models(name, bases):
     return options
 
 
-def test_the_issue_s_studies_are_there():
+def test_the_shipped_studies_are_there():
     wanted = {"artifact", "rope", "l_ap", "l_hf", "rt4ksr_blocks", "lora_rank", "sigma", "search_lr_l_ap"}
     assert wanted <= set(NAMES)
 
