@@ -90,7 +90,8 @@ def compare_states(work: Work, states: Sequence[State]) -> tuple[str, Report]:
     if work.options.arms:
         trials, preface = arm_trials(work.options, work.runs), ""
     else:
-        trials = [work.trial(state.arm, state.seed, state.params) for state in states]
+        done = [state for state in states if state.state == "done"]  # the table in front says of the others why not
+        trials = [work.trial(state.arm, state.seed, state.params) for state in done]
         preface = search_table(work.options, states, work.tiny)
     with waited_for(work.runs / LOCK):
         return compared(work.name, work.options, trials, failures, work.runs, preface)
