@@ -207,6 +207,7 @@ method: rt4ksr
 """
 
 
+@pytest.mark.slow
 def test_a_search_prunes_and_prints_its_best_trial_and_its_command(study):
     study.write(SEARCH)
     ended = study.run("--sweep")

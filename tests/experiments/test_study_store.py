@@ -116,7 +116,9 @@ def test_only_the_trials_of_this_command_are_taken(opened, tmp_path):
     assert [(c.trial.arm, c.trial.seed) for c in claims if c] == [("b", 0), ("a", 1)]
 
 
+@pytest.mark.parametrize("url", [STORAGES[0], pytest.param(STORAGES[1], marks=pytest.mark.slow)])
 def test_two_processes_take_each_trial_once(opened, url, tmp_path):
+    url = url.format(tmp_path)
     store = opened(url)
     trials = [trial(tmp_path, "a", seed) for seed in range(30)]
     store.enqueue(trials, lambda _: True, retry=False)
